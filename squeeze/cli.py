@@ -1,0 +1,295 @@
+"""The commands: each parses, calls one function, prints. Tables and progress go through `console`, JSON to stdout.
+
+Nothing heavy is imported here, so that `squeeze --help` answers at once. The only file that imports typer.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from squeeze import __version__, console
+from squeeze.errors import SqueezeError
+
+EXIT_CODES = (
+    "Exit codes: 0 fine; 1 a bug (with traceback); 2 bad input or something missing, and the message says how to mend it; "
+    "3 a check failed: the export differs from its source; 130 interrupted."
+)
+
+app = typer.Typer(
+    name="squeeze", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Make a trained language model smaller and faster, export it to ONNX, and prove what that cost and gained.",
+    epilog=EXIT_CODES,
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Task = Annotated[str | None, typer.Option(help="causal-lm, text-classification or feature-extraction; none: what the model is for.")]
+Weights = Annotated[str | None, typer.Option(help="safetensors file or folder, for package.module:factory.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision: branch, tag or commit.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder to make; none: named after the model.")]
+Seed = Annotated[int, typer.Option(help="Seed of splits, inputs and order.")]
+MODEL = "Local Transformers folder, .gguf file, asset: name, squeeze artifact, run folder, hub id, or package.module:factory."
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/ and `squeeze schema`.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder; none: ./NAME of the recipe.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="Override, such as --set data.splits.evaluate=20.")] = None,
+    resume: Annotated[bool, typer.Option(help="Enter a finished run and reuse its artifacts.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Remove what an earlier run wrote here, then run.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a whole recipe: stages, export, verify, bench, report. A run that was killed continues when started again."""
+    from squeeze import api
+    from squeeze.recipe import read_recipe
+
+    if resume and fresh:
+        raise SqueezeError("--resume keeps what is there and --fresh removes it. Give one of them.")
+    loaded = read_recipe(recipe, override or ())
+    folder = out or Path(loaded.name)
+    with console.progress(quiet=quiet) as say:
+        report = api.run(loaded, folder, mode="fresh" if fresh else "resume" if resume else "new", progress=say)
+    _print_report(report, json)
+    console.message(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    scheme: Annotated[str, typer.Option(help="A name in `squeeze methods`.")] = "int8",
+    out: Out = None,
+    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale (16 to 256), for decoders.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Layers that stay in float, as names with * and ?.")] = None,
+    task: Task = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a model's weights into integers; the result is an artifact in a run folder."""
+    from squeeze import api
+
+    with console.progress(quiet=quiet) as say:
+        say(f"quantize {model}", 0, 1)
+        artifact = api.quantize(
+            model, out, scheme=scheme, block_size=block_size, keep=keep or (), task=task, weights=weights, revision=revision
+        )
+    _print_artifact(artifact, json)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    out: Out = None,
+    graph: Annotated[str, typer.Option(help="auto, genai (onnxruntime-genai's builder) or dynamo (torch's exporter).")] = "auto",
+    source: Annotated[bool, typer.Option(help="Export the run folder's source as well, to compare with.")] = True,
+    task: Task = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model or an artifact as ONNX, integers copied byte for byte."""
+    from squeeze import api
+    from squeeze.errors import nearest
+
+    if graph not in ("auto", "genai", "dynamo"):
+        raise SqueezeError(f"--graph {graph} is unknown. {nearest(graph, ('auto', 'genai', 'dynamo'))}")
+    with console.progress(quiet=quiet) as say:
+        say(f"export {model}", 0, 1)
+        artifact = api.export(model, out, graph=graph, source=source, task=task, weights=weights, revision=revision)  # type: ignore[arg-type]
+    _print_artifact(artifact, json)
+
+
+@app.command()
+def verify(
+    exported: Annotated[Path, typer.Argument(help="An export, or a run folder.")],
+    against: Annotated[Path | None, typer.Option(help="Artifact it was made from; none: found beside it.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Largest relative error of the outputs.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Compare an export with its source: names, axes, integer bytes, outputs, greedy tokens. Exit code 3 on a difference."""
+    from squeeze import api
+    from squeeze.errors import VerifyError
+
+    try:
+        checks, failure = api.verify(exported, against, tolerance=tolerance, seed=seed), None
+    except VerifyError as error:
+        if not error.checks:
+            raise
+        checks, failure = error.checks[0], error
+    if json:
+        console.print_json(checks.model_dump(mode="json"))
+    else:
+        console.print_checks([checks])
+    if failure is not None:
+        raise failure
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts, or one run folder.")],
+    data: Annotated[str, typer.Option(help="Texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")],
+    evaluate: Annotated[int, typer.Option(help="Held-out examples to score.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of every runtime; none: one for each core.")] = None,
+    repeats: Annotated[int, typer.Option(help="Child processes for each cell.")] = 3,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="More of data or bench, such as --set data.label_column=y.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="report.json to write, with its page beside it.")] = None,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure latency, memory, size and quality, each artifact in processes of its own, in interleaved order."""
+    from squeeze import api
+    from squeeze.pipeline import keep_report
+    from squeeze.recipe import apply_overrides
+
+    content: dict[str, Any] = {
+        "data": {"path": data, "splits": {"evaluate": evaluate}},
+        "bench": {"device": device, "threads": threads, "repeats": repeats},
+    }
+    apply_overrides(content, settings or ())
+    with console.progress(quiet=quiet) as say:
+        report = api.bench(artifacts, data=content["data"], settings=content["bench"], seed=seed, progress=say)
+    if out is not None:
+        keep_report(report, out)
+    _print_report(report, json)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="report.json, or the run folder that holds it.")],
+    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    json: Json = False,
+) -> None:
+    """Print a report that was measured before; --html draws its page again."""
+    from squeeze.report.page import render_page
+    from squeeze.report.schema import read_report, write_atomically
+
+    found = read_report(path / "report.json" if path.is_dir() else path)
+    if html is not None:
+        write_atomically(html, render_page(found))
+    _print_report(found, json)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    layers: Annotated[bool, typer.Option(help="List every weight matrix.")] = False,
+    weights: Weights = None,
+    task: Task = None,
+    json: Json = False,
+) -> None:
+    """Show parameters, bytes and layers of a model; for an artifact, the chain from its source."""
+    from squeeze.inspection import inspect_model
+
+    found = inspect_model(model, task=task, weights=weights)
+    if json:
+        console.print_json(found.model_dump(mode="json"))
+        return
+    console.print_inspection(found, layers=layers)
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """List what squeeze can do: schemes, tasks, runtimes, assets."""
+    from squeeze.methods import METHODS
+
+    rows = METHODS()
+    if json:
+        console.print_json([row._asdict() for row in rows])
+        return
+    console.table("methods", ("kind", "name", "what it does", "source"), rows)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors that complete YAML."""
+    from squeeze.recipe import recipe_schema
+
+    console.print_json(recipe_schema())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("demo"),
+    fresh: Annotated[bool, typer.Option(help="Remove what an earlier demo wrote here, then run.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress SmolLM2-135M to int8, measure it against the original, and show a table and a page."""
+    from squeeze import api
+    from squeeze.methods import recipe_path
+
+    with console.progress(quiet=quiet) as say:
+        report = api.run(recipe_path("smollm2-int8.yaml"), out, mode="fresh" if fresh else "resume", progress=say)
+    _print_report(report, json)
+    console.message(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show what this machine offers and lacks: versions, CPU features, threads, memory, disk, CUDA."""
+    from dataclasses import asdict
+
+    from squeeze.doctor import examine
+
+    findings = examine()
+    if json:
+        console.print_json([asdict(f) for f in findings])
+    else:
+        console.table("doctor", ("topic", "found", "", "advice"), [(f.topic, f.value, f.level, f.advice) for f in findings])
+    if any(f.level == "bad" for f in findings):
+        raise typer.Exit(2)
+
+
+def _print_report(found: Any, json: bool) -> None:
+    if json:
+        console.print_json(found.model_dump(mode="json"))
+    else:
+        console.print_report(found)
+
+
+def _print_artifact(artifact: Any, json: bool) -> None:
+    manifest = artifact.manifest
+    if json:
+        console.print_json({"folder": str(artifact.folder), "digest": artifact.digest, "manifest": manifest.model_dump(mode="json")})
+        return
+    rows = [("folder", str(artifact.folder)), ("digest", artifact.digest), ("weights", f"{manifest.weight_bytes / 1e6:.1f} MB")]
+    rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
+    console.table(manifest.name, ("", ""), rows)
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a SqueezeError is a message and an exit code, never a traceback."""
+    sys.exit(_guarded(app))
+
+
+def _guarded(command: Callable[..., Any]) -> int:
+    try:
+        command(standalone_mode=False)
+    except SqueezeError as error:
+        console.error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.error("interrupted. The same command continues with what is finished.")
+        return 130
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        return 130
+    return 0

@@ -1,0 +1,268 @@
+"""Integers into the graph: every float matrix that *is* a dequantized weight becomes a node that reads the integers.
+
+Matrices are recognised by their content, not by name: exporters rename, transpose and concatenate (Q, K and V, say), yet
+the rows stay bit for bit those of the dequantized weight. A weight that is not found is an error, never left in float.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from squeeze.errors import ExportError
+from squeeze.export.passes import replace
+from squeeze.integers import IntegerWeight
+
+CONTRIB = "com.microsoft"
+INT8_ACTIVATIONS = 4
+"""MatMulNBits' accuracy_level 4: activations as int8, one scale per block, measured as they come."""
+
+
+@dataclass
+class Place:
+    """Where the integers of `layers` (stacked along their outputs) lie: an initializer and its layout there."""
+
+    initializer: str
+    layers: tuple[str, ...]
+    layout: str
+
+    def as_row(self) -> dict[str, Any]:
+        """For the model's metadata, where `verify` reads it."""
+        return {"initializer": self.initializer, "layers": list(self.layers), "layout": self.layout}
+
+
+class Placer:
+    """The graph at work, with what has been written so far, so that shared weights and shared inputs are written once."""
+
+    def __init__(self, model: ir.Model, integers: Mapping[str, IntegerWeight]) -> None:
+        self.graph, self.integers = model.graph, integers
+        self.rows = _first_rows(integers)
+        self.written: dict[tuple[tuple[str, ...], str], dict[str, ir.Value]] = {}
+        self.quantized_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.places: list[Place] = []
+
+    def find(self, matrix: NDArray[np.float32]) -> tuple[str, ...] | None:
+        """Names of the layers whose rows, in order, are exactly the rows of `matrix` [out, in]; None if they are not."""
+        names: list[str] = []
+        row = 0
+        while row < len(matrix):
+            for name in self.rows.get(matrix[row].tobytes(), ()):
+                out, columns = self.integers[name].shape
+                part = matrix[row : row + out]
+                if part.shape == (out, columns) and np.array_equal(part, _float_rows(self.integers[name])):
+                    names.append(name)
+                    row += out
+                    break
+            else:
+                return None
+        return tuple(names)
+
+    def write(self, layers: tuple[str, ...], layout: str) -> dict[str, ir.Value]:
+        """The initializers for these layers in this layout, written on first use."""
+        key = (layers, layout)
+        if key not in self.written:
+            arrays = LAYOUTS[layout]([self.integers[name] for name in layers])
+            base = "+".join(layers)
+            values = {part: self._initializer(f"{base}.{part}", array) for part, array in arrays.items()}
+            self.written[key] = values
+            self.places.append(Place(f"{base}.integers", layers, layout))
+        return self.written[key]
+
+    def _initializer(self, name: str, array: NDArray[Any]) -> ir.Value:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """A small shared constant."""
+        return self.graph.initializers[name] if name in self.graph.initializers else self._initializer(name, array)
+
+
+def place_integers(
+    model: ir.Model, integers: Mapping[str, IntegerWeight], activations: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Replace the float matrices of `integers` in `model`; return where they went, and what was done in words."""
+    if not integers:
+        return [], []
+    placer = Placer(model, integers)
+    linears = gathers = 0
+    for node in list(model.graph):
+        if node.op_type in ("MatMul", "Gemm") and node.domain == "":
+            linears += _place_linear(placer, node, activations)
+        elif node.op_type == "Gather" and node.domain == "":
+            gathers += _place_embedding(placer, node)
+    placed = {name for place in placer.places for name in place.layers}
+    lost = sorted(set(integers) - placed)
+    if lost:
+        raise ExportError(f"{len(lost)} integer weights found no place in the graph, first {lost[0]}. Keep them in float with keep.")
+    model.graph.opset_imports.setdefault(CONTRIB, 1)
+    kernel = "MatMulNBits" if activations == "float" else "MatMulInteger with activations quantized once per input"
+    return [p.as_row() for p in placer.places], [f"{linears} matrix products on {kernel}, {gathers} embeddings from integers"]
+
+
+def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
+    flipped = node.op_type == "Gemm" and bool(_attribute(node, "transB", 0))
+    matrix = _constant_matrix(node.inputs[1])
+    layers = placer.find(matrix if flipped else np.ascontiguousarray(matrix.T)) if matrix is not None else None
+    if layers is None:
+        return 0
+    if node.op_type == "Gemm" and (_attribute(node, "transA", 0) or _attribute(node, "alpha", 1.0) != 1.0):
+        raise ExportError(f"{node.name} is a Gemm with transA or alpha, which squeeze does not turn into integers.")
+    sizes = {placer.integers[name].block_size for name in layers}
+    if len(sizes) > 1:
+        raise ExportError(f"{' + '.join(layers)} are one product in the graph but have block sizes {sorted(map(str, sizes))}.")
+    new = _block_product(placer, node, layers) if sizes != {None} else _dynamic_product(placer, node, layers)
+    bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    if bias is not None:
+        new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
+    replace(placer.graph, node, new, new[-1].outputs[0])
+    return 1
+
+
+def _block_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
+    """x · Wᵀ by MatMulNBits: 8-bit unsigned blocks whose zero point is 128 by the operator's definition."""
+    weight = placer.write(layers, "blocks")
+    first = placer.integers[layers[0]]
+    attributes = {
+        "K": first.shape[1], "N": sum(placer.integers[n].shape[0] for n in layers), "bits": 8,
+        "block_size": first.block_size or 0, "accuracy_level": INT8_ACTIVATIONS,
+    }  # fmt: skip
+    inputs = [node.inputs[0], weight["integers"], weight["scale"]]
+    return [ir.node("MatMulNBits", inputs, attributes, domain=CONTRIB, name=f"{node.name}_int8")]
+
+
+def _dynamic_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
+    """x · Wᵀ by MatMulInteger on uint8 activations. ONNX Runtime fuses this exact shape into its integer kernels."""
+    weight = placer.write(layers, "columns")
+    x = node.inputs[0]
+    if x is None:
+        raise ExportError(f"{node.name} has no input.")
+    new: list[ir.Node] = []
+    if x not in placer.quantized_inputs:
+        quantize = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=f"{node.name}_quantize")
+        # Right after x is made, so that every later reader of x can share it.
+        producer = x.producer()
+        if producer is None:
+            new.append(quantize)
+        else:
+            placer.graph.insert_after(producer, quantize)
+        placer.quantized_inputs[x] = (quantize.outputs[0], quantize.outputs[1], quantize.outputs[2])
+    integers, scale, zero_point = placer.quantized_inputs[x]
+    product = ir.node("MatMulInteger", [integers, weight["integers"], zero_point], name=f"{node.name}_int8")
+    cast = ir.node("Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{node.name}_cast")
+    scales = ir.node("Mul", [scale, weight["scale"]], name=f"{node.name}_scales")
+    result = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{node.name}_dequantize")
+    return [*new, product, cast, scales, result]
+
+
+def _place_embedding(placer: Placer, node: ir.Node) -> int:
+    matrix = _constant_matrix(node.inputs[0])
+    layers = placer.find(matrix) if matrix is not None and _attribute(node, "axis", 0) == 0 else None
+    if layers is None or len(layers) != 1:
+        return 0
+    integer = placer.integers[layers[0]]
+    new = _gather_rows(placer, node, layers) if integer.block_size is None else _gather_blocks(placer, node, layers)
+    replace(placer.graph, node, new, new[-1].outputs[0])
+    return 1
+
+
+def _gather_blocks(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
+    """Rows of a block-wise matrix, from the very bytes that MatMulNBits reads where input and output are tied."""
+    weight = placer.write(layers, "blocks")
+    integer = placer.integers[layers[0]]
+    size, columns = integer.block_size or 0, integer.shape[1]
+    last = placer.constant("squeeze.last_axis", np.array([-1], np.int64))
+    scale = ir.node("Unsqueeze", [weight["scale"], last], name=f"{node.name}_scale")
+    attributes = {"bits": 8, "block_size": size, "gather_axis": 0, "quantize_axis": 2}
+    inputs = [weight["integers"], node.inputs[1], scale.outputs[0]]
+    rows = ir.node("GatherBlockQuantized", inputs, attributes, domain=CONTRIB, name=f"{node.name}_int8")
+    flat = ir.node("Reshape", [rows.outputs[0], placer.constant("squeeze.join_blocks", np.array([0, 0, -1], np.int64))])
+    flat.name = f"{node.name}_join"
+    if columns % size == 0:
+        return [scale, rows, flat]
+    bounds = [placer.constant(f"squeeze.slice_{v}", np.array([v], np.int64)) for v in (0, columns)]
+    cut = ir.node("Slice", [flat.outputs[0], *bounds, last], name=f"{node.name}_cut")
+    return [scale, rows, flat, cut]
+
+
+def _gather_rows(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
+    """Rows of a per-row matrix: integers and scales gathered by the same ids, then multiplied."""
+    weight = placer.write(layers, "rows")
+    rows = ir.node("Gather", [weight["integers"], node.inputs[1]], {"axis": 0}, name=f"{node.name}_int8")
+    cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{node.name}_cast")
+    scale = ir.node("Gather", [weight["scale"], node.inputs[1]], {"axis": 0}, name=f"{node.name}_scale")
+    return [rows, cast, scale, ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=f"{node.name}_dequantize")]
+
+
+def _constant_matrix(value: ir.Value | None) -> NDArray[np.float32] | None:
+    """The float matrix behind an input: an initializer, or the plain transpose of one."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        array = value.const_value.numpy()
+        return array if array.ndim == 2 and array.dtype == np.float32 else None
+    producer = value.producer()
+    if producer is None or producer.op_type != "Transpose" or (_attribute(producer, "perm", None) or [1, 0]) != [1, 0]:
+        return None
+    inner = _constant_matrix(producer.inputs[0])
+    return None if inner is None else np.ascontiguousarray(inner.T)
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    attribute = node.attributes.get(name)
+    if attribute is None:
+        return default
+    return list(attribute.value) if isinstance(attribute.value, tuple) else attribute.value
+
+
+def _float_rows(weight: IntegerWeight) -> NDArray[np.float32]:
+    matrix = weight.dequantize()
+    return (matrix.T if weight.transposed else matrix).contiguous().numpy()  # type: ignore[no-any-return]
+
+
+def _first_rows(integers: Mapping[str, IntegerWeight]) -> dict[bytes, list[str]]:
+    rows: dict[bytes, list[str]] = {}
+    for name, weight in integers.items():
+        rows.setdefault(_float_rows(weight)[0].tobytes(), []).append(name)
+    return rows
+
+
+def _blocks(parts: list[IntegerWeight]) -> dict[str, NDArray[Any]]:
+    """[out, blocks, block_size] uint8, the last block filled up with the zero point; scale [out, blocks]."""
+    stored = []
+    for part in parts:
+        out, columns = part.shape
+        size = part.block_size or columns
+        blocks = part.scale.shape[1]
+        full = np.full((out, blocks * size), part.zero_point, dtype=np.uint8)
+        full[:, :columns] = part.integers.numpy()
+        stored.append(full.reshape(out, blocks, size))
+    return {"integers": np.concatenate(stored), "scale": np.concatenate([p.scale.numpy() for p in parts])}
+
+
+def _columns(parts: list[IntegerWeight]) -> dict[str, NDArray[Any]]:
+    """[in, out] int8, as MatMulInteger multiplies; scale [out]."""
+    integers = np.concatenate([p.integers.numpy() for p in parts]).T
+    return {"integers": integers, "scale": np.concatenate([p.scale.numpy()[:, 0] for p in parts])}
+
+
+def _rows(parts: list[IntegerWeight]) -> dict[str, NDArray[Any]]:
+    """[rows, columns] int8 as kept; scale [rows, 1]."""
+    return {"integers": parts[0].integers.numpy(), "scale": parts[0].scale.numpy()}
+
+
+def integers_in_graph(array: NDArray[Any], layout: str, weights: list[IntegerWeight]) -> list[NDArray[Any]]:
+    """Undo a layout: the [out, in] integers of each layer as they lie in the graph's initializer. For `verify`."""
+    if layout == "blocks":
+        array = array.reshape(array.shape[0], -1)[:, : weights[0].shape[1]]
+    elif layout == "columns":
+        array = array.T
+    ends = np.cumsum([w.shape[0] for w in weights])
+    return np.split(array, ends[:-1])
+
+
+LAYOUTS = {"blocks": _blocks, "columns": _columns, "rows": _rows}

@@ -1,0 +1,38 @@
+"""What squeeze can do, read from the tables that do it; and where its own recipes lie."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from squeeze.errors import RecipeError, nearest
+
+
+class Method(NamedTuple):
+    """One row of `squeeze methods`."""
+
+    kind: str
+    name: str
+    summary: str
+    source: str
+
+
+def METHODS() -> list[Method]:
+    """Every scheme, task, runtime and asset that this installation knows."""
+    from squeeze.compress import SCHEMES
+    from squeeze.data import ASSETS, MODEL_ASSETS
+    from squeeze.runtimes import RUNTIMES
+    from squeeze.tasks import TASKS
+
+    rows = [Method("scheme", name, scheme.summary, scheme.source) for name, scheme in SCHEMES.items()]
+    rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
+    rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]
+    rows += [Method("asset", name, "", "") for name in (*MODEL_ASSETS, *ASSETS)]
+    return rows
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe that comes with squeeze: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if (folder / name).is_file():
+            return folder / name
+    raise RecipeError(f"there is no recipe {name}. {nearest(name, [p.name for p in (package.parent / 'recipes').glob('*.yaml')])}")

@@ -1,0 +1,494 @@
+"""A trained model in memory: where it came from, what it computes, and which of its weights are integers.
+
+`load_model` opens a local Transformers folder, a hub id, a GGUF file, an `asset:` name, a squeeze artifact, or anyone's own
+`nn.Module` named as `package.module:factory`. Everything is computed in float32 on load: a CPU lacks fast fp16 kernels, and
+every later error figure is then the method's and not the dtype's.
+
+A quantized artifact loads as the float network whose weights are *exactly* the dequantized integers, with the integers
+beside it. Rejected: quantized module classes: each runtime's simulation would then need its own, and the dynamo exporter
+would have to be taught about them; a plain network exports, evaluates and differentiates as it is.
+"""
+
+import importlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from squeeze.artifact import Artifact, is_artifact, read_artifact
+from squeeze.data import asset_path
+from squeeze.errors import ModelError
+from squeeze.tasks import TASKS, check_task, infer_task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from squeeze.integers import IntegerWeight
+
+FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INTEGERS, FLOATS = "integers.safetensors", "floats.safetensors"
+
+
+class ModelSettings(BaseModel):
+    """Which trained model, and how much of it is trusted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="local folder, .gguf file, asset: name, squeeze artifact, hub id, or package.module:factory")
+    revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
+    weights: str | None = Field(default=None, description="safetensors file or folder, for package.module:factory")
+    trust_remote_code: bool = Field(default=False, description="allow a checkpoint to run Python code of its own")
+    allow_pickle: bool = Field(default=False, description="allow .bin weights, read with weights_only=True")
+
+
+@dataclass
+class Model:
+    """A network with its tokenizer and task; `integers` maps the names of quantized weights to their integers."""
+
+    network: "nn.Module"
+    tokenizer: Any
+    task: str
+    source: str
+    config: dict[str, Any]
+    factory: str | None = None
+    artifact: Artifact | None = None
+    integers: "dict[str, IntegerWeight]" = field(default_factory=dict)
+    activations: str = "float"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, shared ones counted once."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def nonzero_parameters(self) -> int:
+        """Number of weights that are not exactly zero, shared ones counted once."""
+        return sum(int(p.count_nonzero()) for p in self.network.parameters())
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence that the position table allows, in tokens; None where there is no table."""
+        value = self.config.get("max_position_embeddings", self.config.get("n_positions"))
+        return int(value) if isinstance(value, int) else None
+
+
+    @property
+    def text_inputs(self) -> tuple[str, ...]:
+        """The text inputs that the network takes and the tokenizer gives, in order. GPT-2 takes token types that no one gives."""
+        accepted = inspect.signature(self.network.forward).parameters
+        if "input_ids" not in accepted:
+            raise ModelError(f"{self.source}: forward({', '.join(accepted)}) takes no input_ids, which every text model here needs.")
+        given = ("input_ids",) if self.tokenizer is None else ("input_ids", *self.tokenizer.model_input_names)
+        return tuple(name for name in TEXT_INPUTS if name in accepted and name in given)
+
+
+def load_model(
+    path: str | Path | ModelSettings, task: str | None = None, *, revision: str | None = None, weights: str | None = None
+) -> Model:
+    """Open a trained model in float32, in evaluation mode.
+
+    Raises ModelError, naming the file and the mend, where it is missing, broken, not for this task, or asks for trust.
+    """
+    if not isinstance(path, ModelSettings):
+        path = ModelSettings(path=str(path), revision=revision, weights=weights)
+    if task is not None and task not in TASKS:
+        from squeeze.errors import nearest
+
+        raise ModelError(f"task {task!r} is unknown. {nearest(task, TASKS)}")
+    location = locate(path)
+    if isinstance(location, str):
+        model = _from_factory(path, task) if FACTORY.match(location) else _from_transformers(location, path, task)
+    elif is_artifact(location):
+        model = _from_artifact(location, path)
+        if task is not None and task != model.task:
+            raise ModelError(f"{location} is an artifact for {model.task}, not for {task}. Drop --task or name the other artifact.")
+    elif location.suffix == ".gguf":
+        model = _from_gguf(location, path, task)
+    else:
+        model = _from_transformers(location, path, task)
+    _check_vocabulary(model)
+    model.network.eval().requires_grad_(False)
+    return model
+
+
+def task_of(settings: ModelSettings) -> str:
+    """The task that a model is for, from its config alone: GGUF files and own modules are causal language models."""
+    location = locate(settings)
+    if isinstance(location, Path) and is_artifact(location):
+        return read_artifact(location, check=False).manifest.task
+    if isinstance(location, str) and FACTORY.match(location) or isinstance(location, Path) and location.suffix == ".gguf":
+        return "causal-lm"
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    return infer_task(_read_config(location, settings, options).to_dict())
+
+
+def locate(settings: ModelSettings) -> Path | str:
+    """A path on this machine, or the string itself where it is a factory or a hub id. Raises ModelError if neither can be."""
+    name = settings.path
+    if name.startswith("asset:"):
+        return asset_path(name)
+    path = Path(name).expanduser()
+    if path.exists():
+        if path.is_dir() and not (path / "config.json").exists() and not is_artifact(path):
+            ggufs = sorted(path.glob("*.gguf"))
+            if len(ggufs) == 1:
+                return ggufs[0]
+            seen = ", ".join(sorted(p.name for p in path.iterdir())[:12]) or "nothing"
+            raise ModelError(f"{path} holds no model: looked for config.json, squeeze.json or one *.gguf; found {seen}.")
+        if path.is_file() and path.suffix != ".gguf":
+            raise ModelError(f"{path} is a file that is not .gguf. Name the folder that holds config.json and *.safetensors.")
+        return path
+    if FACTORY.match(name):
+        return name
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") and not path.suffix == ".gguf":
+        return name
+    raise ModelError(f"{name} does not exist. Name a local folder, a .gguf file, an asset:, package.module:factory or a hub id.")
+
+
+def _from_transformers(location: Path | str, settings: ModelSettings, task: str | None) -> Model:
+    import torch
+    import transformers
+
+    notes: list[str] = []
+    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if isinstance(location, str):
+        options["revision"] = settings.revision
+    config = _read_config(location, settings, options)
+    task = task or infer_task(config.to_dict())
+    check_task(config.to_dict(), task)
+    if isinstance(location, Path):
+        _check_weight_files(location, settings)
+    if str(getattr(config, "dtype", "float32")) in ("torch.float16", "torch.bfloat16", "float16", "bfloat16"):
+        notes.append(f"the checkpoint is {config.dtype}; it is computed in float32 here")
+    auto = getattr(transformers, TASKS[task].auto_class)
+    with _hub_errors(location), quiet_transformers():
+        network, info = auto.from_pretrained(
+            location, dtype=torch.float32, output_loading_info=True,
+            use_safetensors=None if settings.allow_pickle else True, **options,
+        )  # fmt: skip
+        tokenizer = _tokenizer(location, options)
+    _check_missing(location, info, task)
+    _drop_pooler(network, task)
+    return Model(network, tokenizer, task, settings.path, network.config.to_dict(), notes=tuple(notes))
+
+
+def _drop_pooler(network: Any, task: str) -> None:
+    """The last hidden state never passes through BERT's pooler: without it, sizes and integers count what is used."""
+    if task == "feature-extraction" and getattr(network, "pooler", None) is not None:
+        network.pooler = None
+
+
+def _read_config(location: Path | str, settings: ModelSettings, options: dict[str, Any]) -> Any:
+    import transformers
+
+    if isinstance(location, Path):
+        try:
+            raw = json.loads((location / "config.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{location / 'config.json'} cannot be read: {error}.") from error
+        if "auto_map" in raw and not settings.trust_remote_code:
+            raise ModelError(
+                f"{location} asks to run Python code of its own (auto_map). Read that code, then set model.trust_remote_code: true."
+            )
+        if raw.get("quantization_config") is not None:
+            raise ModelError(
+                f"{location} is already quantized ({raw['quantization_config'].get('quant_method', 'unknown method')}). "
+                "Give squeeze the float checkpoint it was made from."
+            )
+        if (location / "adapter_config.json").exists():
+            raise ModelError(f"{location} is a LoRA adapter, not a whole model. Merge it into its base model first.")
+    with _hub_errors(location):
+        return transformers.AutoConfig.from_pretrained(location, **options)
+
+
+def _from_gguf(location: Path, settings: ModelSettings, task: str | None) -> Model:
+    import torch
+    import transformers
+
+    task = task or "causal-lm"
+    if task != "causal-lm":
+        raise ModelError(f"{location.name} is a GGUF file; those hold causal-lm models, not {task}.")
+    with location.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{location} is not a GGUF file: its first four bytes are not 'GGUF'.")
+    try:
+        with quiet_transformers():
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                str(location.parent), gguf_file=location.name, dtype=torch.float32
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(location.parent), gguf_file=location.name)
+    except (ValueError, OSError, KeyError, MemoryError, OverflowError) as error:
+        raise ModelError(f"{location} cannot be read as GGUF: {error}.") from error
+    # Transformers marks the network as quantized and then refuses to save it, though its weights are plain float32 by now.
+    network.hf_quantizer = None
+    network.is_quantized = False
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    network.config._name_or_path = ""
+    note = f"source weights come dequantized from {location.name}: low-bit results on their own grid flatter"
+    return Model(network, tokenizer, task, settings.path, network.config.to_dict(), notes=(note,))
+
+
+def _from_factory(settings: ModelSettings, task: str | None) -> Model:
+    """Anyone's own nn.Module: `package.module:factory` called without arguments, its weights read from safetensors."""
+    network = build_own_module(settings.path)
+    if settings.weights is None:
+        raise ModelError(f"{settings.path} has random weights until it is trained. Name its safetensors with model.weights.")
+    weights = Path(settings.weights).expanduser()
+    file = weights / "model.safetensors" if weights.is_dir() else weights
+    if not file.is_file():
+        raise ModelError(f"{file} does not exist: model.weights names a safetensors file or a folder with model.safetensors.")
+    _load_state(network, file)
+    tokenizer = _tokenizer(file.parent, {}) if (file.parent / "tokenizer.json").exists() else None
+    return Model(network, tokenizer, task or "causal-lm", settings.path, {}, factory=settings.path)
+
+
+def build_own_module(name: str) -> "nn.Module":
+    """Import and call `package.module:factory`; the working directory is importable, as with `python -m`."""
+    from torch import nn
+
+    module_name, factory_name = name.split(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        network = getattr(importlib.import_module(module_name), factory_name)()
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"{name}: {error}. Run where `import {module_name}` works, or install the package.") from error
+    finally:
+        sys.path.remove(here)
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{name}() returned {type(network).__name__}, not a torch.nn.Module.")
+    return network
+
+
+def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    from squeeze.integers import IntegerWeight
+
+    artifact = read_artifact(folder)
+    manifest = artifact.manifest
+    if manifest.format != "torch":
+        raise ModelError(f"{folder} is an ONNX export. Name the torch artifact it was made from; `squeeze inspect {folder}` shows it.")
+    factory = manifest.extra.get("factory")
+    if INTEGERS not in manifest.files:
+        if factory is None:
+            model = _from_transformers(folder, settings.model_copy(update={"path": str(folder)}), manifest.task)
+        else:
+            model = Model(build_own_module(str(factory)), None, manifest.task, "", {}, factory=str(factory))
+            _load_state(model.network, folder / "model.safetensors")
+            model.tokenizer = _tokenizer(folder, {}) if (folder / "tokenizer.json").exists() else None
+    else:
+        if factory is None:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            network = getattr(transformers, TASKS[manifest.task].auto_class).from_config(config, dtype=torch.float32)
+            _drop_pooler(network, manifest.task)
+            model = Model(network, _tokenizer(folder, {}), manifest.task, "", network.config.to_dict())
+        else:
+            tokenizer = _tokenizer(folder, {}) if (folder / "tokenizer.json").exists() else None
+            model = Model(build_own_module(str(factory)), tokenizer, manifest.task, "", {}, factory=str(factory))
+        tensors = load_file(folder / INTEGERS)
+        layout: dict[str, Any] = manifest.extra["integers"]  # type: ignore[assignment]
+        model.integers = {
+            name: IntegerWeight(
+                tensors[f"{name}.integers"], tensors[f"{name}.scale"], row["zero_point"], row["block_size"], row["transposed"]
+            )
+            for name, row in layout.items()
+        }
+        state = load_file(folder / FLOATS)
+        state |= {name: weight.dequantize() for name, weight in model.integers.items()}
+        _assign_state(model.network, state, folder)
+        model.activations = str(manifest.extra["activations"])
+    model.artifact, model.source = artifact, manifest.source
+    return model
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write the model as an ordinary Transformers folder; a quantized one as integers, scales and the floats that remain.
+
+    The integer files are not called model.safetensors on purpose: Transformers then refuses the folder instead of
+    filling the missing weights with random numbers.
+    """
+    if model.integers:
+        _save_integers(model, folder)
+        if model.factory is None:
+            model.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
+    elif model.factory is None:
+        with quiet_transformers():
+            model.network.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        from safetensors.torch import save_model as save_tensors
+
+        save_tensors(model.network, str(folder / "model.safetensors"))
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def _save_integers(model: Model, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    for name, weight in model.integers.items():
+        tensors[f"{name}.integers"] = weight.integers.contiguous()
+        tensors[f"{name}.scale"] = weight.scale.contiguous()
+    shared = aliases(model.network)
+    floats = {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.network.state_dict().items()
+        if shared.get(name, name) not in model.integers and shared.get(name, name) == name
+    }
+    save_file(tensors, folder / INTEGERS, metadata={"format": "pt"})
+    save_file(floats, folder / FLOATS, metadata={"format": "pt"})
+
+
+def aliases(network: "nn.Module") -> dict[str, str]:
+    """Name of every parameter -> the first name of the same tensor, so that tied weights are met once."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in network.named_parameters(remove_duplicate=False)
+    }
+
+
+def _assign_state(network: "nn.Module", state: "dict[str, torch.Tensor]", where: Path) -> None:
+    shared = aliases(network)
+    own = {name for name in network.state_dict() if shared.get(name, name) == name}
+    missing, unexpected = sorted(own - set(state)), sorted(set(state) - own)
+    if missing or unexpected:
+        raise ModelError(f"{where}: weights do not fit the network; missing {missing[:4]}, unexpected {unexpected[:4]}.")
+    network.load_state_dict(state, strict=False)
+
+
+def _load_state(network: "nn.Module", file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model as load_tensors
+
+    try:
+        load_tensors(network, str(file))
+    except (SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{file} does not fit the module: {error}") from error
+
+
+def _tokenizer(location: Path | str, options: dict[str, Any]) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{location} has no tokenizer that loads ({error}). Put tokenizer.json beside config.json.") from error
+
+
+def _check_weight_files(folder: Path, settings: ModelSettings) -> None:
+    """Every safetensors header is opened, so that a truncated file is named; pickles are refused without leave."""
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    files = sorted(folder.glob("*.safetensors"))
+    if index.exists():
+        try:
+            named = {str(v) for v in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read: {error!r}.") from error
+        absent = sorted(n for n in named if not (folder / n).exists())
+        if absent:
+            raise ModelError(f"{index} names {absent[0]}, which is not there. Download the checkpoint again.")
+    if not files:
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        if pickles and not settings.allow_pickle:
+            raise ModelError(
+                f"{folder} has only pickled weights ({pickles[0]}), which can run code. Convert them to safetensors, "
+                "or set model.allow_pickle: true (they are then read with weights_only=True)."
+            )
+        if not pickles:
+            raise ModelError(f"{folder} has a config.json but no *.safetensors.")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} is truncated or corrupt ({error}). Download it again.") from error
+    _check_memory(folder, sum(f.stat().st_size for f in files))
+
+
+def _check_memory(folder: Path, weight_bytes: int) -> None:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if weight_bytes > free:
+        raise ModelError(f"{folder} has {weight_bytes / 1e9:.1f} GB of weights; {free / 1e9:.1f} GB of memory are free.")
+
+
+def _check_missing(location: Path | str, info: dict[str, Any], task: str) -> None:
+    missing = sorted(key for key in info.get("missing_keys", ()) if "pooler." not in key or task == "text-classification")
+    if missing:
+        raise ModelError(
+            f"{location} lacks {len(missing)} weights that {task} needs (first: {missing[0]}). They would be random numbers; "
+            "fine-tune the model for this task first, or name another task."
+        )
+    mismatched = info.get("mismatched_keys") or ()
+    if mismatched:
+        raise ModelError(f"{location}: shapes do not fit the config for {sorted(map(str, mismatched))[:3]}.")
+
+
+def _check_vocabulary(model: Model) -> None:
+    rows = model.config.get("vocab_size")
+    if model.tokenizer is not None and isinstance(rows, int) and len(model.tokenizer) > rows:
+        raise ModelError(f"{model.source}: the tokenizer knows {len(model.tokenizer)} tokens, the embedding has {rows} rows.")
+
+
+@contextmanager
+def _hub_errors(location: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        if isinstance(location, str):
+            raise ModelError(
+                f"{location} is neither a local folder nor reachable on the hub: {first} "
+                "With HF_HUB_OFFLINE=1 only local folders and cached models open."
+            ) from error
+        raise ModelError(f"{location} cannot be loaded: {first}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence progress bars and load reports: squeeze prints its own progress and raises on what they warn of."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def simulate_activations(model: Model) -> None:
+    """Make the network round the inputs of its integer layers as the exported graph does; for a model that only runs.
+
+    Not for one that is exported or saved: the hooks are part of the module until it is dropped.
+    """
+    from torch import nn
+
+    from squeeze.integers import dynamic_uint8
+
+    if model.activations != "dynamic-uint8":
+        return
+    for path, module in model.network.named_modules():
+        if f"{path}.weight" in model.integers and not isinstance(module, nn.Embedding):
+            module.register_forward_pre_hook(lambda _module, inputs: (dynamic_uint8(inputs[0]), *inputs[1:]))

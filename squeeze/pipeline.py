@@ -1,0 +1,282 @@
+"""The straight line: load, stages, export, verify, bench, report. `squeeze run` and every other command are parts of it.
+
+State lives in artifacts only: each step reads the folder that the one before wrote, so that a run that was killed and
+started again computes exactly what an uninterrupted one does. Rejected: handing the network from step to step in memory
+(faster by seconds, and then a resumed run is a different program).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from squeeze.artifact import Artifact, claim, read_artifact, reusable, write_artifact
+from squeeze.errors import ArtifactError, SqueezeError, VerifyError
+from squeeze.provenance import Digest, digest_file, digest_json, environment
+from squeeze.report.schema import ArtifactChecks, FileEntry, Manifest, Measurement, Report, StageRecord, write_atomically, write_report
+
+if TYPE_CHECKING:
+    from squeeze.compress import Stage
+    from squeeze.data import Data
+    from squeeze.export import ExportSettings
+    from squeeze.model import Model, ModelSettings
+    from squeeze.recipe import Recipe
+    from squeeze.verify import VerifySettings
+
+Progress = Callable[[str, int, int], None]
+WEIGHT_FILES = (".safetensors", ".onnx", ".data")
+
+
+def run(recipe: "Recipe", out: Path, *, mode: Literal["new", "resume", "fresh"] = "new", progress: Progress | None = None) -> Report:
+    """Run a recipe into the folder `out`; return its report, which also lies there as report.json and report.html.
+
+    A run that was killed continues with the artifacts that are whole. Raises VerifyError (exit code 3) where an export
+    does not match its source; the report then says so, and nothing is benchmarked.
+    """
+    from squeeze.recipe import recipe_digest
+
+    say = progress or (lambda description, done, total: None)
+    started, clock = datetime.now(UTC), time.monotonic()
+    with claim(out, mode, recipe_digest(recipe)) as claimed:
+        done = Step(notes=recipe.notes)
+        failure: SqueezeError | None = None
+        try:
+            for step in _steps(recipe, out, say):
+                done = done.with_more(step)
+        except SqueezeError as error:
+            failure = error
+            if isinstance(error, VerifyError):
+                done = done.with_more(Step(checks=error.checks))
+            if not done.artifacts:
+                raise
+        report = make_report(
+            recipe.name, recipe.model_dump(mode="json"), done, started, time.monotonic() - clock, str(failure) if failure else None
+        )
+        keep_report(report, out / "report.json")
+        if failure is not None:
+            raise failure
+        claimed.finish()
+    return report
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one part of the line adds to the report."""
+
+    artifacts: tuple[Artifact, ...] = ()
+    checks: tuple[ArtifactChecks, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    notes: tuple[str, ...] = ()
+    data: dict[str, Digest] = field(default_factory=dict)
+
+    def with_more(self, more: "Step") -> "Step":
+        """This and what came after it."""
+        return Step(
+            self.artifacts + more.artifacts, self.checks + more.checks, self.measurements + more.measurements,
+            self.notes + more.notes, self.data | more.data,
+        )  # fmt: skip
+
+
+def make_report(
+    title: str, recipe: dict[str, Any], done: Step, started: datetime, seconds: float, error: str | None = None
+) -> Report:
+    """All that was done and measured, with this machine's environment."""
+    return Report(
+        title=title, recipe=recipe, manifests=tuple(a.manifest for a in done.artifacts), checks=done.checks,
+        measurements=done.measurements, data=done.data, environment=environment(),
+        started=started.isoformat(timespec="seconds"), seconds=seconds, notes=tuple(dict.fromkeys(done.notes)),
+        status="failed" if error else "ok", error=error,
+    )  # fmt: skip
+
+
+def keep_report(report: Report, file: Path) -> None:
+    """Write the report and, beside it with the ending .html, its page; each appears whole or not at all."""
+    from squeeze.report.page import render_page
+
+    write_report(report, file)
+    write_atomically(file.with_suffix(".html"), render_page(report))
+
+
+def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
+    """The parts in order; whoever consumes them keeps what is done when a later part fails."""
+    total = 2 + len(recipe.stages) + (0 if recipe.export is None else 2 + int(recipe.export.source)) + int(recipe.bench is not None)
+    say("source model", 0, total)
+    source = keep_source(recipe.model, recipe.task, out / "0-source")
+    notes = tuple(str(n) for n in source.manifest.extra.get("notes", ()))  # type: ignore[union-attr]
+    yield Step((source,), notes=notes)
+    say("data", 1, total)
+    data = _data(recipe, source)
+    yield Step(notes=data.notes, data=data.digests)
+    chain = [source]
+    for number, stage in enumerate(recipe.stages, start=1):
+        say(f"{stage.kind} {getattr(stage, 'scheme', '')}".strip(), 1 + number, total)
+        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}"))
+        yield Step((chain[-1],))
+    exported: list[Artifact] = []
+    if recipe.export is not None:
+        ends = [chain[-1]] if len(chain) == 1 or not recipe.export.source else [source, chain[-1]]
+        for artifact in ends:
+            say(f"export {artifact.name}", len(chain) + 1 + len(exported), total)
+            export = export_artifact(artifact, out / f"export-{artifact.name}", recipe.export)
+            exported.append(export)
+            yield Step((export,))
+            if recipe.verify is not None:
+                say(f"verify {export.name}", len(chain) + 1 + len(exported), total)
+                checks = verify_artifact(artifact, export, recipe.verify, recipe.seed)
+                require(checks)
+                yield Step(checks=(checks,))
+    if recipe.bench is not None:
+        from squeeze.bench import bench
+
+        say("bench", total - 1, total)
+        measured = bench(
+            [source, *exported] if exported else chain, recipe.bench, data, load_tokenizer(source), recipe.task, recipe.seed, say
+        )
+        yield Step(measurements=tuple(measured))
+
+
+def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
+    """The trained model as the first artifact of a chain; reused where its files have not changed."""
+    from squeeze.model import load_model, save_model
+
+    inputs = digest_json({"model": settings.model_dump(mode="json"), "files": _source_files(settings), "task": task})
+    found = reusable(folder, inputs)
+    if found is not None:
+        return found
+    model = load_model(settings, task)
+    extra: dict[str, Any] = {"notes": list(model.notes), **_module(model)}
+    return _write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, record=None, extra=extra)
+
+
+def apply_stage(stage: "Stage", parent: Artifact, folder: Path) -> Artifact:
+    """One compression stage as the next artifact of the chain; reused where parent and settings are the same."""
+    from squeeze.model import load_model, save_model
+
+    inputs = digest_json({"parent": parent.digest, "stage": stage.model_dump(mode="json")})
+    found = reusable(folder, inputs)
+    if found is not None:
+        return found
+    model = load_model(parent.folder)
+    record = stage.apply(model)
+    layout = {
+        name: {"zero_point": w.zero_point, "block_size": w.block_size, "transposed": w.transposed}
+        for name, w in model.integers.items()
+    }
+    extra: dict[str, Any] = {"integers": layout, "activations": model.activations, **_module(model)}
+    return _write(
+        folder, lambda place: save_model(model, place), model, inputs=inputs, parent=parent.digest, record=record, extra=extra
+    )
+
+
+def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") -> Artifact:
+    """A torch artifact as an ONNX artifact; reused where parent and settings are the same."""
+    from squeeze.export import export_onnx
+    from squeeze.model import load_model
+
+    inputs = digest_json({"parent": parent.digest, "export": settings.model_dump(mode="json", exclude={"source"})})
+    found = reusable(folder, inputs)
+    if found is not None:
+        return found
+    model = load_model(parent.folder)
+    clock = time.monotonic()
+    notes: list[str] = []
+    records: list[StageRecord] = []
+
+    def fill(place: Path) -> None:
+        notes.extend(export_onnx(model, place, settings))
+        records.append(
+            StageRecord(
+                kind="export", settings=settings.model_dump(mode="json"), seconds=time.monotonic() - clock,
+                layers=(), notes=tuple(notes),
+            )  # fmt: skip
+        )
+
+    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, record=records, extra={}, form="onnx")
+
+
+def verify_artifact(parent: Artifact, export: Artifact, settings: "VerifySettings", seed: int) -> ArtifactChecks:
+    """Every check of one export against the artifact it was made from."""
+    from squeeze.model import load_model
+    from squeeze.verify import verify
+
+    checks = verify(load_model(parent.folder), export.folder, settings, seed)
+    return ArtifactChecks(artifact=export.name, checks=tuple(checks))
+
+
+def require(checks: ArtifactChecks) -> None:
+    """Raise VerifyError naming the failed checks, if any failed."""
+    failed = [c for c in checks.checks if not c.passed]
+    if failed:
+        listed = "; ".join(f"{c.name}: {c.value:.4g} is over {c.limit:.4g} ({c.detail})" for c in failed)
+        raise VerifyError(f"{checks.artifact} failed {len(failed)} of {len(checks.checks)} checks: {listed}.", (checks,))
+
+
+def load_tokenizer(artifact: Artifact) -> Any:
+    """The tokenizer that an artifact carries, or None."""
+    if not any(name.startswith("tokenizer") for name in artifact.manifest.files):
+        return None
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(artifact.folder)
+
+
+def parent_of(export: Artifact) -> Artifact:
+    """The torch artifact beside an export that the export was made from. Raises ArtifactError where it is not there."""
+    from squeeze.artifact import is_artifact
+
+    for sibling in sorted(export.folder.resolve().parent.iterdir()):
+        if is_artifact(sibling):
+            candidate = read_artifact(sibling, check=False)
+            if candidate.digest == export.manifest.parent:
+                return read_artifact(sibling)
+    raise ArtifactError(f"{export.folder} was made from {export.manifest.parent}, which is not beside it. Name it with --against.")
+
+
+def _data(recipe: "Recipe", source: Artifact) -> "Data":
+    import json
+
+    from squeeze.data import check_labels, load_data
+
+    data = load_data(recipe.data, recipe.task, load_tokenizer(source), recipe.seed)
+    config = source.folder / "config.json"
+    if config.exists():
+        check_labels(data, json.loads(config.read_text("utf-8")))
+    return data
+
+
+def _source_files(settings: "ModelSettings") -> dict[str, Digest]:
+    """Digest of every file that the model is read from; a hub id has none and is known by its name and revision."""
+    from squeeze.model import locate
+
+    location = locate(settings)
+    roots = [location] if isinstance(location, Path) else []
+    if settings.weights is not None and Path(settings.weights).expanduser().exists():
+        roots.append(Path(settings.weights).expanduser())
+    files: dict[str, Digest] = {}
+    for root in roots:
+        for path in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
+            if path.suffix in (".safetensors", ".json", ".txt", ".jinja", ".model", ".gguf", ".bin"):
+                files[path.relative_to(root.parent).as_posix()] = digest_file(path)
+    return files
+
+
+def _module(model: "Model") -> dict[str, Any]:
+    return {} if model.factory is None else {"factory": model.factory}
+
+
+def _write(
+    folder: Path, fill: Callable[[Path], Any], model: "Model", *, inputs: Digest, parent: Digest | None,
+    record: StageRecord | list[StageRecord] | None, extra: dict[str, Any], form: Literal["torch", "onnx"] = "torch",
+) -> Artifact:  # fmt: skip
+    def manifest(files: dict[str, FileEntry]) -> Manifest:
+        return Manifest(
+            name=folder.name, format=form, task=model.task, source=model.source, files=files, parent=parent,
+            record=record[-1] if isinstance(record, list) else record, data={}, parameters=model.parameters,
+            nonzero_parameters=model.nonzero_parameters,
+            weight_bytes=sum(entry.bytes for name, entry in files.items() if name.endswith(WEIGHT_FILES)),
+            inputs=inputs, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds"), extra=extra,
+        )  # fmt: skip
+
+    return write_artifact(folder, fill, make_manifest=manifest)

@@ -1,0 +1,223 @@
+"""Exported against source: the same names, the same integers byte for byte, the same answers.
+
+Verification compares with the artifact the export was made from, simulated in torch, so it judges the export alone; what
+compression cost is the benchmark's business. A failed check fails the run: nothing measured on a wrong graph is worth having.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from squeeze.report.schema import Check
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+    from squeeze.model import Model
+    from squeeze.runtimes import Session
+
+FLOAT_TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.05
+PAD_SHARE = 3
+"""In padded batches the last row keeps one token in three."""
+
+
+class VerifySettings(BaseModel):
+    """How closely an export must match its source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tolerance: float | None = Field(
+        default=None, gt=0, description="largest relative error of the outputs; none: 1e-3 for floats, 0.05 where activations are rounded too"
+    )
+    shapes: tuple[tuple[int, int], ...] = Field(
+        default=((1, 1), (1, 7), (1, 33), (3, 16), (3, 29)), description="batch and length of the compared inputs"
+    )
+    greedy_tokens: int = Field(default=16, ge=0, description="tokens that a decoder generates for comparison; 0: none")
+
+
+def verify(model: "Model", folder: Path, settings: VerifySettings | None = None, seed: int = 0) -> list[Check]:
+    """Compare the export in `folder` with `model`, the artifact it was made from; every comparison is one Check."""
+    import onnx_ir as ir
+
+    from squeeze.runtimes import open_session
+
+    settings = settings or VerifySettings()
+    tolerance = settings.tolerance or (INTEGER_TOLERANCE if model.integers else FLOAT_TOLERANCE)
+    graph = ir.load(folder / "model.onnx")
+    checks = [_check_interface(graph, model), *_check_integers(graph, model)]
+    rng = np.random.default_rng(seed)
+    session = open_session(folder, "onnxruntime")
+    try:
+        checks += _check_outputs(session, model, settings.shapes, tolerance, rng)
+    finally:
+        session.close()
+    if model.task == "causal-lm" and settings.greedy_tokens:
+        checks += _check_greedy(model, folder, settings.greedy_tokens, tolerance, rng)
+    return checks
+
+
+def _check(name: str, value: float, limit: float, detail: str) -> Check:
+    finite = bool(np.isfinite(value))
+    return Check(name=name, value=float(value) if finite else float(np.finfo(np.float64).max), limit=limit,
+                 passed=finite and value <= limit, detail=detail)  # fmt: skip
+
+
+def _check_interface(graph: "ir.Model", model: "Model") -> Check:
+    """Input and output names, and that batch and sequence are free axes."""
+    inputs = {v.name: v for v in graph.graph.inputs}
+    outputs = {v.name: v for v in graph.graph.outputs}
+    wanted_output = "last_hidden_state" if model.task == "feature-extraction" else "logits"
+    problems = [] if wanted_output in outputs else [f"no output {wanted_output}"]
+    for name in model.text_inputs:
+        shape = inputs[name].shape if name in inputs else None
+        if name not in inputs:
+            problems.append(f"no input {name}")
+        elif (shape is None or len(shape) != 2 or any(isinstance(d, int) for d in shape)):
+            problems.append(f"{name} has fixed axes {shape}")
+    past = sorted(n for n in inputs if n and n.startswith("past_key_values."))
+    present = sorted(n for n in outputs if n and n.startswith("present."))
+    if [n.replace("past_key_values.", "present.") for n in past] != present:
+        problems.append(f"{len(past)} cache inputs but {len(present)} cache outputs")
+    if model.task == "causal-lm" and model.factory is None and not past:
+        problems.append("a decoder without key-value cache")
+    detail = "; ".join(problems) or f"{len(inputs)} inputs, {len(outputs)} outputs, free batch and sequence"
+    return _check("names and axes", len(problems), 0, detail)
+
+
+def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
+    """Every integer and every scale of the artifact, against the bytes in the graph's initializers."""
+    from squeeze.export.placement import integers_in_graph
+
+    if not model.integers:
+        return
+    places: list[dict[str, Any]] = json.loads(graph.metadata_props.get("squeeze.integers", "[]"))
+    read = {v.name for node in graph.graph.all_nodes() for v in node.inputs if v is not None}
+    differing, seen = 0, set()
+    for place in places:
+        weights = [model.integers[name] for name in place["layers"]]
+        value = graph.graph.initializers.get(place["initializer"])
+        if value is None or value.const_value is None or value.name not in read:
+            continue
+        found = integers_in_graph(value.const_value.numpy(), place["layout"], weights)
+        scale = graph.graph.initializers[place["initializer"].removesuffix(".integers") + ".scale"].const_value
+        expected_scale = np.concatenate([w.scale.numpy().ravel() for w in weights])
+        differing += int(scale is None or scale.numpy().ravel().tobytes() != expected_scale.tobytes())
+        for name, array, weight in zip(place["layers"], found, weights, strict=True):
+            same = array.dtype == weight.integers.numpy().dtype and array.shape == weight.integers.shape
+            differing += int((array != weight.integers.numpy()).sum()) if same else weight.integers.numel()
+            seen.add(name)
+    absent = sorted(set(model.integers) - seen)
+    count = sum(w.integers.numel() for w in model.integers.values())
+    detail = f"{len(model.integers)} matrices, {count:,} integers and their scales"
+    yield _check("integer bytes that differ", differing, 0, detail)
+    yield _check("integer matrices missing", len(absent), 0, f"first {absent[0]}" if absent else "all are in the graph and read by a node")
+
+
+def _check_outputs(
+    session: "Session", model: "Model", shapes: tuple[tuple[int, int], ...], tolerance: float, rng: np.random.Generator
+) -> Iterator[Check]:
+    """Relative error |y − ŷ| / |y| at each shape, over the positions that are not padding.
+
+    Where activations are rounded over a whole tensor, one rounding that falls the other way can change all later ones, so
+    that two correct computations drift apart. There the limit is the error of that rounding itself, at this input: the
+    export may not be further from the simulation than the simulation is from the network with unrounded activations.
+    """
+    simulated = simulation(model)
+    rounds = simulated is not model.network
+    for batch, length in shapes:
+        for padded in (False, True) if batch > 1 and "attention_mask" in model.text_inputs else (False,):
+            name = f"outputs {batch}×{length}{' padded' if padded else ''}"
+            inputs = _inputs(model, batch, length, padded, rng)
+            expected = call(simulated, model, inputs)
+            found = session.forward({n: inputs[n] for n in model.text_inputs})
+            if expected.shape != found.shape:
+                yield _check(name, np.inf, tolerance, f"shape {found.shape}, expected {expected.shape}")
+                continue
+            valid = inputs["attention_mask"].astype(bool) if expected.ndim == 3 else np.ones(len(expected), bool)
+            error = _relative(expected[valid], found[valid])
+            if rounds:
+                rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
+                yield _check(name, error, max(rounding, FLOAT_TOLERANCE), "relative error; the limit is that of rounding activations")
+            else:
+                yield _check(name, error, tolerance, "relative error against the artifact in torch")
+
+
+def _relative(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30))
+
+
+def _inputs(model: "Model", batch: int, length: int, padded: bool, rng: np.random.Generator) -> dict[str, NDArray[np.int64]]:
+    rows = _vocabulary(model)
+    mask = np.ones((batch, length), np.int64)
+    if padded:
+        mask[-1, max(1, length // PAD_SHARE) :] = 0
+    ids = rng.integers(0, rows, (batch, length), dtype=np.int64)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def _vocabulary(model: "Model") -> int:
+    """Token numbers that the input embedding has rows for."""
+    from torch import nn
+
+    if model.factory is None:
+        return int(model.network.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    tables = [m.num_embeddings for m in model.network.modules() if isinstance(m, nn.Embedding)]
+    return max(tables, default=2)
+
+
+def simulation(model: "Model") -> "nn.Module":
+    """The artifact's network as its export computes: a copy that rounds activations, or the network itself if none are."""
+    import copy
+
+    from squeeze.model import simulate_activations
+
+    if model.activations == "float":
+        return model.network
+    twin = copy.copy(model)
+    twin.network = copy.deepcopy(model.network)
+    simulate_activations(twin)
+    return twin.network
+
+
+def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    """What `network`, the model's own or its simulation, gives for the model's text inputs; shape as Session.forward gives it."""
+    import torch
+
+    with torch.no_grad():
+        out = network(**{n: torch.from_numpy(inputs[n]) for n in model.text_inputs})
+    if isinstance(out, torch.Tensor):
+        return out.numpy()  # type: ignore[no-any-return]
+    return (out.last_hidden_state if model.task == "feature-extraction" else out.logits).numpy()  # type: ignore[no-any-return]
+
+
+def _check_greedy(model: "Model", folder: Path, count: int, tolerance: float, rng: np.random.Generator) -> Iterator[Check]:
+    """Greedy tokens of the export, judged by the source: at each step, how far below its best logit is the chosen one?
+
+    Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
+    so the distance is given relative to the spread (standard deviation) of that step's logits.
+    """
+    from squeeze.runtimes import default_runtimes, open_session
+
+    prompt = _inputs(model, 1, 24, False, rng)["input_ids"]
+    for runtime in ("onnxruntime-genai", "onnxruntime"):
+        if runtime not in default_runtimes(folder):
+            continue
+        session = open_session(folder, runtime)
+        try:
+            tokens = session.generate(prompt, count).tokens
+        finally:
+            session.close()
+        ids = np.concatenate([prompt, tokens], axis=1)
+        logits = call(model.network, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0, prompt.shape[1] - 1 : -1]
+        chosen = np.take_along_axis(logits, tokens[0][:, None], axis=1)[:, 0]
+        regret = (logits.max(axis=1) - chosen) / logits.std(axis=1)
+        same = int((logits.argmax(axis=1) == tokens[0]).sum())
+        limit = max(10 * tolerance, 1e-3) if model.integers else tolerance
+        detail = f"{same} of {count} are the artifact's own choice; worst distance to it in standard deviations of the logits"
+        yield _check(f"greedy tokens, {runtime}", float(regret.max()), limit, detail)

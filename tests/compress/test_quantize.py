@@ -1,0 +1,97 @@
+"""The int8 stage on real, tiny networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from squeeze.compress.quantize import SCHEMES, QuantizeStage, best_block, weights
+from squeeze.errors import QuantizeError
+from squeeze.model import load_model
+
+
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"])
+def test_every_scheme_leaves_exactly_the_dequantized_weights(scheme: str, family: str, request: pytest.FixtureRequest) -> None:
+    model = load_model(request.getfixturevalue(family))
+    record = QuantizeStage(scheme=scheme).apply(model)
+    parameters = dict(model.network.named_parameters())
+    assert model.integers
+    for name, integer in model.integers.items():
+        assert torch.equal(parameters[name], integer.dequantize())
+    in_integers = {row.name for row in record.layers if row.bits < 32}
+    assert in_integers == set(model.integers)
+    assert all(row.sqnr_db is None or row.sqnr_db > 30 for row in record.layers)
+    assert all(row.note for row in record.layers)
+
+
+def test_tied_matrices_are_quantized_once_and_stay_tied(tiny_llama_folder: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    QuantizeStage().apply(model)
+    assert model.network.lm_head.weight is model.network.model.embed_tokens.weight
+    assert [n for n in model.integers if "embed" in n or "lm_head" in n] == ["model.embed_tokens.weight"]
+
+
+def test_small_heads_stay_in_float_and_say_why(tiny_bert_folder: Path) -> None:
+    model = load_model(tiny_bert_folder)
+    record = QuantizeStage().apply(model)
+    head = next(row for row in record.layers if row.name == "classifier.weight")
+    assert head.bits == 32
+    assert "3 outputs" in head.note
+
+
+def test_kept_layers_do_not_change(tiny_llama_folder: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    before = model.network.model.layers[0].mlp.down_proj.weight.clone()
+    record = QuantizeStage(keep=("*.down_proj",)).apply(model)
+    assert torch.equal(before, model.network.model.layers[0].mlp.down_proj.weight)
+    assert not any("down_proj" in name for name in model.integers)
+    assert any("keep '*.down_proj'" in row.note for row in record.layers)
+
+
+def test_a_keep_that_matches_nothing_is_an_error_that_offers_the_nearest(tiny_llama_folder: Path) -> None:
+    with pytest.raises(QuantizeError, match="matches no layer"):
+        QuantizeStage(keep=("model.layers.0.mlp.down_prj",)).apply(load_model(tiny_llama_folder))
+
+
+def test_an_unknown_scheme_offers_the_known() -> None:
+    with pytest.raises(ValidationError, match="int8"):
+        QuantizeStage(scheme="int7")
+
+
+def test_nan_weights_are_named_with_their_count(tiny_llama_folder: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    model.network.model.layers[1].mlp.up_proj.weight[0, :3] = float("nan")
+    with pytest.raises(QuantizeError, match=r"layers\.1\.mlp\.up_proj\.weight \(3\)"):
+        QuantizeStage().apply(model)
+
+
+def test_quantizing_twice_is_refused(tiny_llama_folder: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    QuantizeStage().apply(model)
+    with pytest.raises(QuantizeError, match="already quantized"):
+        QuantizeStage().apply(model)
+
+
+def test_a_block_size_for_an_encoder_is_refused(tiny_bert_folder: Path) -> None:
+    with pytest.raises(QuantizeError, match="one scale per output row"):
+        QuantizeStage(block_size=32).apply(load_model(tiny_bert_folder))
+
+
+@pytest.mark.parametrize(
+    ("columns", "largest", "expected"), [(576, 256, 64), (1536, 256, 256), (64, 256, 64), (384, 256, 128), (576, 32, 32), (100, 256, 256)]
+)
+def test_the_block_divides_the_row_where_one_can(columns: int, largest: int, expected: int) -> None:
+    block = best_block(columns, largest)
+    if columns == 100:
+        assert -columns % block == min(-columns % size for size in (32, 64, 128, 256))
+    else:
+        assert block == expected
+
+
+def test_recurrent_weights_are_listed_as_kept() -> None:
+    network = torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.LSTM(64, 64))
+    reasons = {name: reason for name, _, _, reason in weights(network)}
+    assert "LSTM" in reasons["1.weight_ih_l0"]
+    assert reasons["0.weight"] == ""

@@ -1,0 +1,96 @@
+"""Exports of real tiny networks: what plain ONNX Runtime gets, and that two exports are the same file."""
+
+import json
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+from squeeze.compress.quantize import QuantizeStage
+from squeeze.errors import ExportError, QuantizeError
+from squeeze.export import MODEL_FILE, ExportSettings, export_onnx
+from squeeze.model import Model, load_model
+from squeeze.provenance import digest_file
+from squeeze.verify import verify
+
+FAMILIES = ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"]
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_exports_and_verifies(family: str, quantized: bool, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model = load_model(request.getfixturevalue(family))
+    if quantized:
+        QuantizeStage().apply(model)
+    export_onnx(model, tmp_path)
+    checks = verify(model, tmp_path)
+    assert [c for c in checks if not c.passed] == []
+    onnx.checker.check_model(str(tmp_path / MODEL_FILE), full_check=False)
+    assert (tmp_path / "tokenizer.json").exists()
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_llama_exports_by_the_dynamo_path_too_and_takes_batches(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    export_onnx(model, tmp_path, ExportSettings(graph="dynamo"))
+    assert all(c.passed for c in verify(model, tmp_path))
+
+
+def test_two_exports_are_the_same_bytes(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    digests = []
+    for number in (1, 2):
+        model = load_model(tiny_bert_folder)
+        QuantizeStage().apply(model)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        export_onnx(model, folder)
+        digests.append(digest_file(folder / MODEL_FILE))
+    assert digests[0] == digests[1]
+
+
+def test_metadata_names_where_the_model_came_from_and_no_path_of_this_machine(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_bert_folder)
+    QuantizeStage().apply(model)
+    export_onnx(model, tmp_path)
+    properties = ir.load(tmp_path / MODEL_FILE).metadata_props
+    assert properties["squeeze.source"] == str(tiny_bert_folder)
+    assert {name for place in json.loads(properties["squeeze.integers"]) for name in place["layers"]} == set(model.integers)
+    assert b"site-packages" not in (tmp_path / MODEL_FILE).read_bytes()
+
+
+def test_the_genai_builder_is_refused_for_what_it_does_not_know(tiny_gpt2_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="does not know GPT2LMHeadModel"):
+        export_onnx(load_model(tiny_gpt2_folder), tmp_path, ExportSettings(graph="genai"))
+
+
+def test_nan_weights_are_not_exported(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_bert_folder)
+    model.network.classifier.bias[0] = float("inf")
+    with pytest.raises(QuantizeError, match=r"classifier\.bias \(1\)"):
+        export_onnx(model, tmp_path)
+    assert not (tmp_path / MODEL_FILE).exists()
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(200, 64)
+        self.lstm = torch.nn.LSTM(64, 64, 2, batch_first=True)
+        self.lm_head = torch.nn.Linear(64, 200, bias=False)
+        self.lm_head.weight = self.embedding.weight
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.lstm(self.embedding(input_ids))[0])
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_own_lstm_module_exports_and_verifies(quantized: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Model(Recurrent().eval().requires_grad_(False), None, "causal-lm", "own", {}, factory="tests:own")
+    if quantized:
+        QuantizeStage().apply(model)
+        assert list(model.integers) == ["embedding.weight"]
+    export_onnx(model, tmp_path)
+    assert [c for c in verify(model, tmp_path) if not c.passed] == []
