@@ -1,14 +1,14 @@
-"""Fine-tune MiniLM into the three-class sentiment classifier that recipes/sentiment.yaml compresses.
+"""Fine-tune MiniLM into the three-class sentiment classifier that recipes/sentiment-int8.yaml compresses.
 
-    python -m benchmarks.finetune_sentiment
+    python benchmarks/finetune_sentiment.py
 
 No small classifier with a free licence comes as a plain package, so the recipe's source model is made here:
 all-MiniLM-L6-v2 with a fresh head, one epoch over every tweet that the recipe neither scores nor calibrates with. The
 splits come from `squeeze.data.load_data` with the recipe's own settings, so a tweet that its table scores was never
 trained on.
 
-The result is an ordinary Transformers folder under benchmarks/cache, which git ignores. A second call finds it, compares
-the digest of everything that determined it and returns at once. The last line on stdout is one JSON object.
+The result is an ordinary Transformers folder under benchmarks/cache, which git ignores. A second call finds it,
+compares the digest of everything that determined it and returns at once. The last line on stdout is one JSON object.
 
 Rejected: `transformers.Trainer`. Its defaults change between releases, and a short plain loop says all there is: AdamW,
 linear warm-up and decay (Devlin et al. 2018, arXiv:1810.04805, appendix A.2), batches of tweets of like length.
@@ -27,14 +27,18 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from pydantic import JsonValue
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
 from benchmarks.store import CACHE, store, stored
-from squeeze.data import Data, DataSettings, Split, Splits, asset_path, batches, load_data
+from squeeze.data import Data, DataSettings, Split, Splits, batches, load_data
 from squeeze.provenance import digest_file, digest_json, environment
+from squeeze.rows import asset_path
 
 SOURCE = "asset:minilm-l6-v2"
 DATA = DataSettings(path="asset:tweets", splits=Splits(evaluate=3000, calibration=300, train="rest"), seed=0)
-"""The `data` section of recipes/sentiment.yaml; that they are equal is what keeps the held-out tweets held out."""
+"""The `data` section of recipes/sentiment-int8.yaml; that they are equal is what keeps the held-out tweets held out."""
 
 EPOCHS = 1
 BATCH = 32
@@ -59,8 +63,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="train again even if the same model is already there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     record = finetune(arguments.out, arguments.seed, fresh=arguments.fresh)
     print(json.dumps({"folder": str(arguments.out), **record}))
 
@@ -75,10 +79,10 @@ def finetune(folder: Path, seed: int, *, fresh: bool = False) -> dict[str, Any]:
     data = load_data(DATA, "text-classification", tokenizer, seed)
     # bfloat16 pays only where the CPU multiplies it in tiles: without AMX it is slower than float32.
     dtype = torch.bfloat16 if "amx_bf16" in environment().cpu_flags else torch.float32
-    settings = {
+    settings: dict[str, JsonValue] = {
         "source": digest_file(source / "model.safetensors"),
-        "data": data.digests,
-        "labels": data.labels,
+        "data": {**data.digests},
+        "labels": {**(data.labels or {})},
         "seed": seed,
         "epochs": EPOCHS,
         "batch": BATCH,
@@ -116,7 +120,7 @@ def _train(source: Path, tokenizer: Any, data: Data, seed: int, dtype: torch.dty
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory guards against kernels that read it; here it would only take a fifth of the time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     labels = data.labels or {}
     network = transformers.AutoModelForSequenceClassification.from_pretrained(
         source, dtype=torch.float32, label2id=labels, id2label={number: name for name, number in labels.items()}
@@ -137,7 +141,7 @@ def _train(source: Path, tokenizer: Any, data: Data, seed: int, dtype: torch.dty
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step} of {steps}: lower LEARNING_RATE")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -183,7 +187,8 @@ def _correct(network: Any, tokenizer: Any, data: Data) -> NDArray[np.bool_]:
         index = batch.pop("index")
         inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
         answers[index] = network(**inputs).logits.argmax(1).numpy()
-    return answers == np.array(split.labels)
+    correct: NDArray[np.bool_] = answers == np.array(split.labels)
+    return correct
 
 
 if __name__ == "__main__":

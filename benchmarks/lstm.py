@@ -15,6 +15,8 @@ VOCABULARY = 4096
 WIDTH = 256
 LAYERS = 2
 DROPOUT = 0.2
+EMBEDDING_SPREAD = 0.3
+"""Standard deviation of the first embedding: with the usual 1/16 the LSTM sees next to nothing and idles for epochs."""
 
 
 class LstmLanguageModel(nn.Module):
@@ -27,7 +29,7 @@ class LstmLanguageModel(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         self.lm_head = nn.Linear(width, vocabulary, bias=False)
         self.lm_head.weight = self.embedding.weight
-        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_SPREAD)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Tokens [batch, length] -> scores of the token that follows each, [batch, length, vocabulary]."""

@@ -200,9 +200,9 @@ def inspect(
 @app.command()
 def methods(json: Json = False) -> None:
     """List what squeeze can do: schemes, tasks, runtimes, assets."""
-    from squeeze.methods import METHODS
+    from squeeze.methods import list_methods
 
-    rows = METHODS()
+    rows = list_methods()
     if json:
         console.print_json([row._asdict() for row in rows])
         return

@@ -24,8 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from squeeze.errors import DataError, nearest
 from squeeze.provenance import Digest, digest_bytes, digest_json
-from squeeze.rows import ASSETS, Columns, Row, digest_source, read_rows
-from squeeze.rows import asset_path as asset_path
+from squeeze.rows import ASSETS, Columns, Row, read_rows
 
 PIECE = 2**20
 """Prose is tokenised in pieces of about this many characters, which bounds the tokenizer's memory."""
@@ -155,19 +154,6 @@ def load_data(settings: DataSettings, task: str, tokenizer: Any, seed: int) -> D
     return Data(settings, task, {split.name: split for split in splits}, labels, tuple(notes))
 
 
-def digest_data(settings: DataSettings, seed: int) -> Digest:
-    """What determines the splits before any tokenizer: the source's bytes, the settings but its place, and the seed.
-
-    Cheap enough to ask before a run resumes; where it, the task and the tokenizer are equal, so are `Data.digests`.
-    """
-    chosen = settings.model_dump(mode="json", exclude={"path", "seed"})
-    used_seed = settings.seed if settings.seed is not None else seed
-    is_prose = Path(settings.path).suffix.lower() == ".txt"
-    return digest_json(
-        {"source": digest_source(settings.path), "is_prose": is_prose, "settings": chosen, "seed": used_seed}
-    )
-
-
 def check_disjoint(splits: Iterable[Split]) -> None:
     """DataError where one example stands in two splits: a score on calibrated or trained examples proves nothing."""
     owner: dict[str | bytes, SplitName] = {}
@@ -236,9 +222,11 @@ def batches(
         return _block_batches(split, batch)
     if split.texts is None:
         raise DataError(f"the {split.name} split holds blocks of tokens, not texts. Load it with task {task}.")
+    if not split.texts:
+        return []
     columns = tokenizer(list(split.texts), truncation=True, max_length=max_length)
     lengths = np.array([len(tokens) for tokens in columns["input_ids"]], dtype=np.int64)
-    if len(lengths) and lengths.min() == 0:
+    if lengths.min() == 0:
         text = split.texts[int(lengths.argmin())]
         raise DataError(
             f"the tokenizer makes no token of {text[:60]!r} ({split.name} split). Drop that text from the data."

@@ -15,17 +15,19 @@ class Method(NamedTuple):
     source: str
 
 
-def METHODS() -> list[Method]:
+def list_methods() -> list[Method]:
     """Every scheme, task, runtime and asset that this installation knows."""
     from squeeze.compress import SCHEMES
-    from squeeze.data import ASSETS, MODEL_ASSETS
+    from squeeze.rows import ASSETS
     from squeeze.runtimes import RUNTIMES
     from squeeze.tasks import TASKS
 
     rows = [Method("scheme", name, scheme.summary, scheme.source) for name, scheme in SCHEMES.items()]
     rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
     rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]
-    rows += [Method("asset", name, "", "") for name in (*MODEL_ASSETS, *ASSETS)]
+    rows += [
+        Method("asset", name, "texts" if asset.is_data else "model", f"package {asset.package}") for name, asset in ASSETS.items()
+    ]
     return rows
 
 

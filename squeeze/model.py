@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.artifact import Artifact, is_artifact, read_artifact
-from squeeze.data import asset_path
+from squeeze.rows import asset_path
 from squeeze.errors import ModelError
 from squeeze.tasks import TASKS, check_task, infer_task
 
@@ -129,7 +129,7 @@ def task_of(settings: ModelSettings) -> str:
     if isinstance(location, str) and FACTORY.match(location) or isinstance(location, Path) and location.suffix == ".gguf":
         return "causal-lm"
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    return infer_task(_read_config(location, settings, options).to_dict())
+    return infer_task(_read_config(location, settings, None, options).to_dict())
 
 
 def locate(settings: ModelSettings) -> Path | str:
@@ -163,7 +163,7 @@ def _from_transformers(location: Path | str, settings: ModelSettings, task: str 
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if isinstance(location, str):
         options["revision"] = settings.revision
-    config = _read_config(location, settings, options)
+    config = _read_config(location, settings, task, options)
     task = task or infer_task(config.to_dict())
     check_task(config.to_dict(), task)
     if isinstance(location, Path):
@@ -188,7 +188,7 @@ def _drop_pooler(network: Any, task: str) -> None:
         network.pooler = None
 
 
-def _read_config(location: Path | str, settings: ModelSettings, options: dict[str, Any]) -> Any:
+def _read_config(location: Path | str, settings: ModelSettings, task: str | None, options: dict[str, Any]) -> Any:
     import transformers
 
     if isinstance(location, Path):
@@ -207,6 +207,7 @@ def _read_config(location: Path | str, settings: ModelSettings, options: dict[st
             )
         if (location / "adapter_config.json").exists():
             raise ModelError(f"{location} is a LoRA adapter, not a whole model. Merge it into its base model first.")
+        check_task(raw, task or infer_task(raw))
     with _hub_errors(location):
         return transformers.AutoConfig.from_pretrained(location, **options)
 

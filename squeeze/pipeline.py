@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from squeeze.verify import VerifySettings
 
 Progress = Callable[[str, int, int], None]
+MODEL_NAMES = ("config", "generation_config", "tokenizer", "special_tokens", "vocab", "merges", "model.safetensors.index", "squeeze")
 WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 
@@ -112,7 +113,7 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
     chain = [source]
     for number, stage in enumerate(recipe.stages, start=1):
         say(f"{stage.kind} {getattr(stage, 'scheme', '')}".strip(), 1 + number, total)
-        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}"))
+        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data))
         yield Step((chain[-1],))
     exported: list[Artifact] = []
     if recipe.export is not None:
@@ -150,23 +151,26 @@ def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
     return _write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, record=None, extra=extra)
 
 
-def apply_stage(stage: "Stage", parent: Artifact, folder: Path) -> Artifact:
-    """One compression stage as the next artifact of the chain; reused where parent and settings are the same."""
+def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | None" = None) -> Artifact:
+    """One compression stage as the next artifact of the chain; reused where parent, settings and data are the same."""
     from squeeze.model import load_model, save_model
 
-    inputs = digest_json({"parent": parent.digest, "stage": stage.model_dump(mode="json")})
+    calibration = data.splits.get("calibration") if data is not None and stage.needs_data else None
+    used = {} if calibration is None else {"calibration": calibration.digest}
+    inputs = digest_json({"parent": parent.digest, "stage": stage.model_dump(mode="json"), "data": dict(used)})
     found = reusable(folder, inputs)
     if found is not None:
         return found
     model = load_model(parent.folder)
-    record = stage.apply(model)
+    record = stage.apply(model, None if calibration is None else calibration.blocks)
     layout = {
         name: {"zero_point": w.zero_point, "block_size": w.block_size, "transposed": w.transposed}
         for name, w in model.integers.items()
     }
     extra: dict[str, Any] = {"integers": layout, "activations": model.activations, **_module(model)}
     return _write(
-        folder, lambda place: save_model(model, place), model, inputs=inputs, parent=parent.digest, record=record, extra=extra
+        folder, lambda place: save_model(model, place), model, inputs=inputs, parent=parent.digest, record=record, extra=extra,
+        data=used,
     )
 
 
@@ -237,12 +241,12 @@ def parent_of(export: Artifact) -> Artifact:
 def _data(recipe: "Recipe", source: Artifact) -> "Data":
     import json
 
-    from squeeze.data import check_labels, load_data
+    from squeeze.data import check_fits, load_data
 
     data = load_data(recipe.data, recipe.task, load_tokenizer(source), recipe.seed)
     config = source.folder / "config.json"
     if config.exists():
-        check_labels(data, json.loads(config.read_text("utf-8")))
+        check_fits(data, json.loads(config.read_text("utf-8")))
     return data
 
 
@@ -257,7 +261,7 @@ def _source_files(settings: "ModelSettings") -> dict[str, Digest]:
     files: dict[str, Digest] = {}
     for root in roots:
         for path in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
-            if path.suffix in (".safetensors", ".json", ".txt", ".jinja", ".model", ".gguf", ".bin"):
+            if path.name.startswith(MODEL_NAMES) or path.suffix in (".safetensors", ".gguf", ".bin", ".jinja"):
                 files[path.relative_to(root.parent).as_posix()] = digest_file(path)
     return files
 
@@ -269,11 +273,12 @@ def _module(model: "Model") -> dict[str, Any]:
 def _write(
     folder: Path, fill: Callable[[Path], Any], model: "Model", *, inputs: Digest, parent: Digest | None,
     record: StageRecord | list[StageRecord] | None, extra: dict[str, Any], form: Literal["torch", "onnx"] = "torch",
+    data: dict[str, Digest] | None = None,
 ) -> Artifact:  # fmt: skip
     def manifest(files: dict[str, FileEntry]) -> Manifest:
         return Manifest(
             name=folder.name, format=form, task=model.task, source=model.source, files=files, parent=parent,
-            record=record[-1] if isinstance(record, list) else record, data={}, parameters=model.parameters,
+            record=record[-1] if isinstance(record, list) else record, data=data or {}, parameters=model.parameters,
             nonzero_parameters=model.nonzero_parameters,
             weight_bytes=sum(entry.bytes for name, entry in files.items() if name.endswith(WEIGHT_FILES)),
             inputs=inputs, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds"), extra=extra,

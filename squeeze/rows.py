@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from squeeze.errors import DataError, nearest
-from squeeze.provenance import Digest, digest_bytes, digest_file
 
 MAX_TEXT = 2**22
 """Longest line or field that is read, in characters; a longer one is nearly always a broken file or an open quote."""
@@ -47,13 +46,6 @@ def read_rows(path: str, columns: Columns) -> Iterator[Row]:
     return READERS[file.suffix.lower()](file, columns)
 
 
-def digest_source(path: str) -> Digest:
-    """Digest of the bytes that `read_rows` reads: of the file, or of the topics' names and texts."""
-    if path == PYDOC_TOPICS:
-        return digest_bytes("\0".join(f"{row.where}\0{row.text}" for row in _read_pydoc_topics()).encode())
-    return digest_file(_data_file(path))
-
-
 def asset_path(name: str) -> Path:
     """File or folder of a model or data set that an installed package carries.
 
@@ -80,8 +72,8 @@ def _data_file(path: str) -> Path:
                 f"{path} is a model, not data. {nearest(path, [n for n, a in ASSETS.items() if a.is_data])}"
             )
         return asset_path(path)
-    file = Path(path).expanduser()
     try:
+        file = Path(path).expanduser()
         if not file.exists():
             raise DataError(
                 f"{file} does not exist (looked in {Path.cwd()}). Name a {', '.join(READERS)} file, or an asset: name."
@@ -92,7 +84,7 @@ def _data_file(path: str) -> Path:
             raise DataError(f"{file} is not in a format that squeeze reads. {nearest(file.suffix, READERS)}")
         if file.stat().st_size == 0:
             raise DataError(f"{file} is empty: 0 bytes, 0 examples. Name a file that holds texts.")
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError) as error:
         raise DataError(f"{path!r:.300} cannot be a file here: {error}.") from error
     return file
 

@@ -1,9 +1,9 @@
 """What each task needs: the Transformers class with its head, the metric it is judged by, and which models can do it.
 
 A model is only ever opened for a task that its checkpoint was trained for. Transformers would fill a head that is not
-in the checkpoint with random numbers and say so in a log line; here that is an error before any weight is read, because a
-compressed random head benchmarks beautifully. What config.json cannot tell (a checkpoint that names the right class and
-lacks its weights) is found when the weights are loaded.
+in the checkpoint with random numbers and say so in a log line; here that is an error before any weight is read, because
+a compressed random head benchmarks beautifully. What config.json cannot tell (a checkpoint that names the right class
+and lacks its weights) is found when the weights are loaded.
 
 Rejected: asking Transformers' own AutoModel tables first. They say what a class *could* be built for (BERT is among the
 causal language models there), not what this checkpoint was trained for; `architectures` in config.json does.
@@ -94,9 +94,9 @@ def _check_known(config: Mapping[str, Any], architecture: str | None) -> None:
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise ModelError(
-            f"{architecture or 'config.json'}: transformers {version('transformers')} has no model type {model_type!r}. "
-            "Install a newer one, or give the network as package.module:factory: quantize, export, verify and bench "
-            "take any torch.nn.Module, though without a key-value cache."
+            f"{architecture or 'config.json'}: transformers {version('transformers')} knows no model type "
+            f"{model_type!r}. Install a newer one, or give the network as package.module:factory: quantize, export, "
+            "verify and bench take any torch.nn.Module, though without a key-value cache."
         )
 
 
@@ -107,7 +107,8 @@ def _check_model_type(config: Mapping[str, Any], task: Task) -> None:
     model_type = str(config["model_type"])
     if transformers.CONFIG_MAPPING[model_type] not in getattr(transformers, task.table):
         raise ModelError(
-            f"model type {model_type!r} cannot do {task.name}. Name the checkpoint's class in config.json, architectures."
+            f"model type {model_type!r} cannot do {task.name}. "
+            "Name the checkpoint's class under architectures in config.json."
         )
 
 

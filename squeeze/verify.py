@@ -215,9 +215,16 @@ def _check_greedy(model: "Model", folder: Path, count: int, tolerance: float, rn
             session.close()
         ids = np.concatenate([prompt, tokens], axis=1)
         logits = call(model.network, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0, prompt.shape[1] - 1 : -1]
+        for end in _end_tokens(model):
+            logits[tokens[0] != end, end] = -np.inf  # onnxruntime-genai may not choose it before the length asked for
         chosen = np.take_along_axis(logits, tokens[0][:, None], axis=1)[:, 0]
-        regret = (logits.max(axis=1) - chosen) / logits.std(axis=1)
+        regret = (logits.max(axis=1) - chosen) / np.std(logits, axis=1, where=np.isfinite(logits))
         same = int((logits.argmax(axis=1) == tokens[0]).sum())
         limit = max(10 * tolerance, 1e-3) if model.integers else tolerance
         detail = f"{same} of {count} are the artifact's own choice; worst distance to it in standard deviations of the logits"
         yield _check(f"greedy tokens, {runtime}", float(regret.max()), limit, detail)
+
+
+def _end_tokens(model: "Model") -> list[int]:
+    value = model.config.get("eos_token_id")
+    return [value] if isinstance(value, int) else [int(v) for v in value or ()]

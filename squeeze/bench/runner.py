@@ -289,10 +289,11 @@ def _timings(row: _Rows, work: Prepared) -> list[Measurement]:
     if not found:
         return [row.failed(quantity, unit, described, "latency") for quantity, unit in QUANTITIES[kind]]
     if kind == "generate":
-        repeats = tuple(repeat for repeat, _ in found)
+        repeats = tuple(repeat for repeat, timed in found for _ in timed["rate"])
+        first, rates = [[value for _, timed in found for value in timed[key]] for key in ("first_token", "rate")]
         return [
-            row.made("time_to_first_token", "s", [t["first_token"] for _, t in found], described, repeat=repeats),
-            row.made("decode_rate", "tokens/s", [t["rate"] for _, t in found], described, repeat=repeats),
+            row.made("time_to_first_token", "s", first, described, repeat=repeats),
+            row.made("decode_rate", "tokens/s", rates, described, repeat=repeats),
         ]
     values = [(repeat, value) for repeat, timed in found for value in timed["values"]]
     warm = tuple(value for _, timed in found for value in timed["warmups"])

@@ -22,7 +22,7 @@ from squeeze.bench.workload import unpack
 from squeeze.evaluate import evaluate
 from squeeze.runtimes import Session, open_session
 
-WARM_UP, AT_LEAST = 2, 5
+WARM_UP, AT_LEAST, GENERATIONS = 2, 5, 3
 
 
 def main() -> None:
@@ -50,10 +50,10 @@ def _timed(session: Session, work: dict[str, Any], seconds: float) -> dict[str, 
     batches = _load(work["file"])
     if work["kind"] == "generate":
         ids = batches[0]["input_ids"]
-        session.generate(ids, min(4, work["new_tokens"]))
-        generation = session.generate(ids, work["new_tokens"])
-        rate = len(ids) * len(generation.token_seconds) / sum(generation.token_seconds)
-        return {"first_token": generation.first_token_seconds, "rate": rate}
+        session.generate(ids, work["new_tokens"])
+        done = [session.generate(ids, work["new_tokens"]) for _ in range(GENERATIONS)]
+        rates = [len(ids) * len(g.token_seconds) / sum(g.token_seconds) for g in done]
+        return {"first_token": [g.first_token_seconds for g in done], "rate": rates}
     inputs = [{n: a for n, a in batch.items() if n != "index"} for batch in batches]
     if work["kind"] == "dataset":
         session.forward(inputs[0])

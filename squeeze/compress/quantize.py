@@ -18,6 +18,8 @@ from squeeze.errors import QuantizeError, nearest
 from squeeze.report.schema import LayerRow, StageRecord
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from squeeze.integers import IntegerWeight
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 SMALL_HEAD = 32
 """A linear layer with fewer outputs stays in float: its integers save nothing, and it decides the answer."""
+OUTPUT_BLOCK = 32
+"""Largest block of the output matrix: the rounding of its input goes straight into the logits (docs/log.md, 2026-11-24)."""
 SMALL_EMBEDDING = 0.01
 """An embedding with a smaller share of all weights stays in float (position and type tables)."""
 
@@ -40,6 +44,9 @@ class QuantizeStage(BaseModel):
     block_size: Literal[16, 32, 64, 128, 256] | None = Field(
         default=None, description="weights that share a scale, for decoders; none: the scheme's choice for each layer"
     )
+    smooth_alpha: float | None = Field(
+        default=None, gt=0, lt=1, description="SmoothQuant's α for decoders, from the calibration split; none: no smoothing"
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
 
     @field_validator("scheme")
@@ -49,9 +56,17 @@ class QuantizeStage(BaseModel):
             raise ValueError(f"scheme {value!r} is unknown. {nearest(value, SCHEMES)}")
         return value
 
-    def apply(self, model: "Model") -> StageRecord:
-        """Quantize `model` in place: its network then computes with the dequantized integers, which are kept beside it."""
-        return quantize_model(model, self)
+    @property
+    def needs_data(self) -> bool:
+        """Whether the calibration split decides the result."""
+        return self.smooth_alpha is not None
+
+    def apply(self, model: "Model", calibration: "NDArray[np.int64] | None" = None) -> StageRecord:
+        """Quantize `model` in place: its network then computes with the dequantized integers, which are kept beside it.
+
+        `calibration` are blocks of tokens [n, length], for the settings that need them.
+        """
+        return quantize_model(model, self, calibration)
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ class Scheme:
     layout: Callable[[str], Layout]
 
 
-def quantize_model(model: "Model", stage: QuantizeStage) -> StageRecord:
+def quantize_model(model: "Model", stage: QuantizeStage, calibration: "NDArray[np.int64] | None" = None) -> StageRecord:
     """Replace every weight that the scheme covers by its integers; say of every other layer why it stayed in float.
 
     Raises QuantizeError for NaN or infinite weights (named), for a model that is already quantized, for a `keep` pattern
@@ -91,8 +106,10 @@ def quantize_model(model: "Model", stage: QuantizeStage) -> StageRecord:
     layout = scheme.layout(model.task)
     if stage.block_size is not None and layout.block_size == 0:
         raise QuantizeError(f"block_size is for decoders; {stage.scheme} gives {model.task} one scale per output row. Drop it.")
+    notes = _smoothed(model, stage, layout, calibration)
     rows: list[LayerRow] = []
     unmatched = set(stage.keep)
+    outputs = output_matrices(model.network)
     for name, weight, transposed, reason in weights(model.network):
         kept = [pattern for pattern in stage.keep if fnmatch(name.removesuffix(".weight"), pattern) or fnmatch(name, pattern)]
         unmatched -= set(kept)
@@ -102,7 +119,8 @@ def quantize_model(model: "Model", stage: QuantizeStage) -> StageRecord:
             rows.append(LayerRow(name=name, shape=shape, bits=32, sparsity=_sparsity(weight), sqnr_db=None, note=note))
             continue
         columns = shape[0] if transposed else shape[1]
-        block = (stage.block_size or best_block(columns, layout.block_size)) if layout.block_size else None
+        largest = OUTPUT_BLOCK if name in outputs else layout.block_size
+        block = (stage.block_size or best_block(columns, largest)) if layout.block_size else None
         integer = round_to_nearest(weight, block, unsigned=layout.unsigned, transposed=transposed)
         dequantized = integer.dequantize()
         rows.append(
@@ -122,8 +140,23 @@ def quantize_model(model: "Model", stage: QuantizeStage) -> StageRecord:
     model.activations = layout.activations
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
-        layers=tuple(rows), notes=(_summary(model, rows),),
+        layers=tuple(rows), notes=(*notes, _summary(model, rows)),
     )  # fmt: skip
+
+
+def _smoothed(
+    model: "Model", stage: QuantizeStage, layout: "Layout", calibration: "NDArray[np.int64] | None"
+) -> tuple[str, ...]:
+    if stage.smooth_alpha is None:
+        return ()
+    if layout.block_size == 0 or model.factory is not None:
+        raise QuantizeError(f"smooth_alpha is for Transformers decoders, not for {model.task} here. Drop it.")
+    if calibration is None or len(calibration) == 0:
+        raise QuantizeError("smooth_alpha needs calibration texts. Set data.splits.calibration, to 4 blocks say.")
+    from squeeze.compress.smooth import smooth
+
+    count = smooth(model, stage.smooth_alpha, calibration)
+    return (f"{count} norms smoothed (α = {stage.smooth_alpha:g}) from {len(calibration)} calibration blocks",)
 
 
 def weights(network: "nn.Module") -> Iterator[tuple[str, "Tensor", bool, str]]:
@@ -159,6 +192,14 @@ def _why_float(module: "nn.Module", total: int) -> str:
     if isinstance(module, nn.Linear) and module.out_features < SMALL_HEAD:
         return f"kept in float: a head with {module.out_features} outputs decides the answer and saves nothing"
     return ""
+
+
+def output_matrices(network: "nn.Module") -> set[str]:
+    """Names of the matrices that give the logits: what get_output_embeddings() says, else a layer named lm_head."""
+    get = getattr(network, "get_output_embeddings", None)
+    head = get() if callable(get) else getattr(network, "lm_head", None)
+    target = getattr(head, "weight", None)
+    return {name for name, weight, _, _ in weights(network) if weight is target}
 
 
 def best_block(columns: int, largest: int) -> int:

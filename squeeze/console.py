@@ -1,0 +1,257 @@
+"""What a person sees in the terminal. The only file that imports rich.
+
+Tables and JSON go to stdout; progress, messages and errors to stderr, so that stdout can be piped as it is. Every name is shown
+as text: no markup is read, no escape sequence reaches the terminal, and what its encoding lacks gets a stand-in. Away from a
+terminal there is no colour and no bar, and under NO_COLOR not one escape sequence. A table too wide for its terminal becomes a
+list of records: a column that is squeezed to four letters cannot be read. rich is imported when something is printed, because
+`squeeze --help` needs none of it.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from squeeze.report.schema import ArtifactChecks, Report
+from squeeze.report.text import THIN, amount, encodable, json_text, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+    from squeeze.inspection import Inspection
+    from squeeze.report.summary import SummaryRow
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all)"""
+
+STYLES = {"better": "green", "worse": "red", "failed": "red", "same": "dim", "unknown": "dim", "": ""}
+
+PIPE_WIDTH = 160
+"""Columns where no terminal says how many, and COLUMNS does not either."""
+
+WHOLE_WORD, GAP = 18, 2
+"""Cells up to this width are never broken; space between columns."""
+
+
+def print_report(report: Report) -> None:
+    """Before and after, all other cells, checks, notes; the verdict last, where the eye is when a command ends."""
+    from squeeze.report.headline import headline
+    from squeeze.report.summary import cells, ends, pivot, shared_where, summarize
+
+    rows = summarize(report)
+    if rows:
+        where = shared_where(rows)
+        told = [(r.label, r.before.text, r.after.text, r.verdict, _measured(r, where)) for r in rows]
+        title = " · ".join(part for part in (report.title, " → ".join(dict.fromkeys(ends(report))), where) if part)
+        table(title, ("", "before", "after", "change", "measured"), told, [row.sense for row in rows], coloured=3)
+    every = cells(report)
+    if every:
+        table("all cells", *pivot(every))
+    for group in report.checks:
+        if group.passed:
+            _print_line(f"checks of {group.artifact}: all {len(group.checks)} passed")
+        else:
+            print_checks([group])
+    for note in report.notes:
+        _print_line(f"note: {note}")
+    if report.error:
+        _print_line(f"failed: {report.error}", style="red")
+    _print_line(headline(report, rows))
+
+
+def print_checks(groups: Sequence[ArtifactChecks]) -> None:
+    """Every check with its value and limit."""
+    for group in groups:
+        rows = [
+            (check.name, "passed" if check.passed else "FAILED", f"{check.value:.3g}", f"{check.limit:.3g}", check.detail)
+            for check in group.checks
+        ]
+        senses = ["better" if check.passed else "worse" for check in group.checks]
+        table(f"checks of {group.artifact}", ("check", "outcome", "value", "limit", "detail"), rows, senses, coloured=1)
+
+
+def print_inspection(found: "Inspection", *, layers: bool) -> None:
+    """Sizes, the chain from the source, and the layers if asked for."""
+    rows = [
+        ("source", found.source), ("task", found.task), ("architecture", found.architecture),
+        ("parameters", f"{found.parameters:,}"), ("not zero", f"{found.nonzero_parameters:,}"),
+        ("weights", amount(found.weight_bytes, "bytes")),
+        ("positions", "no table" if found.positions is None else str(found.positions)),
+        ("weight matrices", str(len(found.layers))),
+    ]  # fmt: skip
+    table("model", ("", ""), [*rows, *(("warning", text) for text in found.warnings)])
+    if found.chain:
+        links = [(c.name, c.made_by, f"{c.parameters:,}", amount(c.weight_bytes, "bytes"), c.digest) for c in found.chain]
+        table("chain, source first", ("artifact", "made by", "parameters", "weights", "digest"), links)
+    if layers:
+        content = [
+            (
+                layer.name, "×".join(map(str, layer.shape)), f"{layer.bits:.2f}", f"{layer.sparsity:.1%}",
+                "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f} dB", layer.note,
+            )
+            for layer in found.layers
+        ]  # fmt: skip
+        table("layers", ("layer", "shape", "bits", "zeros", "SQNR", "note"), content)
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[str] = (), coloured: int = 0
+) -> None:  # fmt: skip
+    """A table on stdout; where too narrow, a list of records. `senses`, one a row, are keys of STYLES that colour the cell in
+    column `coloured`.
+    """
+    from rich.text import Text
+
+    names = [_fitted(name, sys.stdout) for name in columns]
+    cells = [[Text(_fitted(str(cell), sys.stdout)) for cell in row] for row in rows]
+    for row, sense in zip(cells, senses, strict=False):
+        row[coloured].stylize(STYLES[sense])
+    needed = [min(WHOLE_WORD, max(Text(name).cell_len, *(c.cell_len for c in column), 0)) for name, *column in zip(names, *cells, strict=True)]
+    draw = _records if sum(needed) + GAP * len(needed) > _console(sys.stdout).width else _columns
+    _print(draw(_fitted(title, sys.stdout), names, cells, needed))
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on stdout; ASCII, so that any terminal and any pipe takes it."""
+    _write(sys.stdout, json_text(content, indent=1) + "\n")
+
+
+def message(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    _write(sys.stderr, _fitted(text, sys.stderr, lines=True) + "\n")
+
+
+def error(text: str) -> None:
+    """What went wrong, on stderr."""
+    message(f"error: {text}")
+
+
+@contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """A callable (description, done, total): a bar in a terminal, elsewhere a line for each new description, nothing if quiet.
+
+    The bar is drawn again once a second and no oftener: this process waits for children that are being timed on these cores.
+    """
+    if quiet:
+        yield lambda description, done, total: None
+    elif not sys.stderr.isatty():
+        yield _plain_progress()
+    else:
+        with _bar() as say:
+            yield say
+
+
+def _measured(row: "SummaryRow", where: str) -> str:
+    """Runtime, evidence and spread of a row, and what else a reader must know of it."""
+    spread = " → ".join(side.spread for side in (row.before, row.after) if side.spread)
+    parts = (row.runtime, "" if where else row.where, f"{row.evidence} {spread}".strip(), row.note)
+    return ", ".join(part for part in parts if part)
+
+
+def _columns(title: str, names: Sequence[str], cells: Sequence[Sequence["Text"]], needed: Sequence[int]) -> "RenderableType":
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(
+        title=Text(title), title_justify="left", title_style="bold", pad_edge=False, show_edge=False, show_header=any(names),
+        box=box.SIMPLE_HEAD if _is_unicode(sys.stdout) else box.ASCII,
+    )  # fmt: skip
+    for name, width in zip(names, needed, strict=True):
+        drawn.add_column(Text(name), overflow="fold", min_width=width)
+    for row in cells:
+        drawn.add_row(*row)
+    return Group(drawn, "")
+
+
+def _records(title: str, names: Sequence[str], cells: Sequence[Sequence["Text"]], needed: Sequence[int]) -> "RenderableType":
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    drawn: list[RenderableType] = [Text(title, style="bold")]
+    for first, *others in cells:
+        drawn.append(first)
+        for name, cell in zip(names[1:], others, strict=True):
+            if cell:
+                drawn.append(Padding(Text.assemble(f"{name}: ", cell) if name else cell, (0, 0, 0, 2)))
+    return Group(*drawn, "")
+
+
+def _plain_progress() -> Progress:
+    last = ""
+
+    def say(description: str, done: int, total: int) -> None:
+        nonlocal last
+        if description != last:
+            message(f"[{done}/{total}] {description}")
+        last = description
+
+    return say
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    console = _console(sys.stderr)
+    cut: Literal["ellipsis", "crop"] = "ellipsis" if _is_unicode(sys.stderr) else "crop"
+    named = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow=cut))
+    drawn = BarColumn(bar_width=min(30, console.width // 5))
+    with Bar(
+        named, drawn, MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True, expand=True,
+        refresh_per_second=1, redirect_stdout=False,
+    ) as bar:  # fmt: skip
+        shown = bar.add_task("", total=None)
+
+        def say(description: str, done: int, total: int) -> None:
+            bar.update(shown, description=_fitted(description, sys.stderr), completed=done, total=total, refresh=True)
+
+        yield say
+
+
+def _console(stream: TextIO) -> "Console":
+    """rich's console on a stream; without a colour system it writes no escape sequence at all."""
+    from rich.console import Console
+
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    colours: Any = None if os.environ.get("NO_COLOR") or not stream.isatty() else "auto"
+    return Console(file=stream, width=width, color_system=colours, emoji=False, highlight=False, markup=False)
+
+
+def _print_line(text: str, style: str = "") -> None:
+    from rich.text import Text
+
+    _print(Text(_fitted(text, sys.stdout, lines=True), style=style))
+
+
+def _print(content: "RenderableType") -> None:
+    """Draw on stdout. Drawn apart and written in one go, so that what is written is known to fit the encoding."""
+    console = _console(sys.stdout)
+    with console.capture() as drawn:
+        console.print(content)
+    lines = [line.rstrip() for line in drawn.get().split("\n")]
+    _write(sys.stdout, encodable("\n".join(lines), sys.stdout.encoding))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write and flush. A reader that left early, such as `head`, ends the output and is no error."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit, and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fitted(text: str, stream: TextIO, *, lines: bool = False) -> str:
+    return encodable(visible(text, lines=lines).replace(THIN, " "), stream.encoding)
+
+
+def _is_unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "ascii").lower().replace("-", "").startswith("utf")

@@ -1,0 +1,177 @@
+"""Statistics of measurements: functions of the raw values in a report, never stored.
+
+Two kinds of evidence, two kinds of interval, all at 95 %:
+
+* **Repeats** (times, memory) are few: three, perhaps ten. Each repeat gives one number, the median of its calls, because calls
+  inside one process share their luck. Repeats ran interleaved, so those of two artifacts pair up and a slow minute of the
+  machine cancels in their ratio. The interval is Student's t on the logarithms of the paired ratios (Student 1908).
+* **Examples** (answers, blocks of text) are many: a bootstrap over the examples that both artifacts saw (Efron 1979), and
+  Wilson's interval (1927) for a plain share, which stays honest at 3,000 right out of 3,000.
+
+Rejected: the bootstrap for repeats. Resampling three of them cannot reach beyond their range, and the range of three misses the
+truth one time in four: "faster" would be said of two equal models in a quarter of all runs (a test counts it). Also rejected:
+means over calls (one stall moves them) and unpaired tests (they drown a 5 % gain in the machine's drift).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from squeeze.report.schema import Measurement
+
+CONFIDENCE = 0.95
+FEWEST = 3
+"""Repeats below which nothing is claimed."""
+
+RESAMPLES = 2000
+AT_ONCE = 1_000_000
+"""Drawn examples held in memory at a time."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the bounds that hold it at 95 % confidence, from `n` repeats or examples; NaN bounds where n < 2."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def excludes(self, point: float) -> bool:
+        """Whether the value differs from `point` beyond chance; never true of fewer than three repeats."""
+        return self.n >= FEWEST and (self.low > point or self.high < point)
+
+    def map(self, function: Callable[[float], float]) -> "Interval":
+        """The same statement about a monotonic function of the value, such as its inverse."""
+        ends = function(self.low), function(self.high)
+        return Interval(function(self.value), min(ends), max(ends), self.n)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle value; NaN of none."""
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the distance between the quartiles, as a share of the median; NaN of fewer than three values."""
+    middle = median(values)
+    if len(values) < FEWEST or not middle:
+        return math.nan
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float((high - low) / 2 / abs(middle))
+
+
+def by_repeat(m: Measurement) -> dict[int, float]:
+    """Repeat index -> median of its values. Values without repeat indexes are one repeat."""
+    if not m.values:
+        return {}
+    values, repeats = np.asarray(m.values), np.asarray(m.repeat or (0,) * len(m.values))
+    return {int(r): float(np.median(values[repeats == r])) for r in np.unique(repeats)}
+
+
+def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
+    """Ratio of the medians over the repeats that both have, with the t interval of the paired ratios; n of 0: nothing shared.
+
+    The interval is centred on the geometric mean of the paired ratios and widened, where need be, to hold the value.
+    Values that are not positive have no ratio: n is 0 then as well.
+    """
+    above, below = by_repeat(numerator), by_repeat(denominator)
+    shared = sorted(above.keys() & below.keys())
+    if not shared or min(*(above[r] for r in shared), *(below[r] for r in shared)) <= 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    value = median([above[r] for r in shared]) / median([below[r] for r in shared])
+    logs = np.log([above[r] / below[r] for r in shared])
+    n = len(logs)
+    if n == 1:
+        return Interval(value, math.nan, math.nan, 1)
+    half = student_t(n - 1) * float(logs.std(ddof=1)) / math.sqrt(n)
+    low, high = math.exp(logs.mean() - half), math.exp(logs.mean() + half)
+    return Interval(value, min(low, value), max(high, value), n)
+
+
+def perplexity(m: Measurement) -> float:
+    """exp of the mean negative log-likelihood of a token; values are sums over blocks, weights their counts of tokens."""
+    return _exp(sum(m.values) / float(_weights(m).sum()))
+
+
+def perplexity_ratio(numerator: Measurement, denominator: Measurement, seed: int = 0) -> Interval:
+    """Ratio of two perplexities on the same blocks, resampling the blocks; n of 0 where the blocks are not the same."""
+    weights = _weights(numerator)
+    if len(numerator.values) != len(denominator.values) or not np.array_equal(weights, _weights(denominator)):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    gaps = np.asarray(numerator.values) - np.asarray(denominator.values)
+    found = _bootstrap(len(gaps), lambda picks: gaps[picks].sum(axis=-1) / weights[picks].sum(axis=-1), seed)
+    return found.map(_exp)
+
+
+def mean(values: Sequence[float], seed: int = 0) -> Interval:
+    """Mean over examples, resampling the examples."""
+    array = np.asarray(values, np.float64)
+    return _bootstrap(len(array), lambda picks: array[picks].mean(axis=-1), seed)
+
+
+def difference(after: Measurement, before: Measurement, seed: int = 0) -> Interval:
+    """Mean of after − before over the same examples in order; n of 0 where their counts differ."""
+    if len(after.values) != len(before.values):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    return mean(np.subtract(after.values, before.values).tolist(), seed)
+
+
+def share(values: Sequence[float]) -> Interval:
+    """Share of ones among zeros and ones, with Wilson's score interval."""
+    n = len(values)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    p, z2 = math.fsum(values) / n, NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # Rounding may leave a bound a hair inside the value where the share is 0 or 1.
+    return Interval(p, min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half)), n)
+
+
+def student_t(freedom: int) -> float:
+    """Two-sided 95 % point of Student's t: from a table up to 4 degrees of freedom, then the expansion 26.7.5 of Abramowitz
+    and Stegun (1964), off by less than 0.004. scipy would be a dependency for this one line.
+    """
+    if freedom <= len(SMALL_T):
+        return SMALL_T[freedom - 1]
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+SMALL_T = (12.706, 4.303, 3.182, 2.776)
+
+
+def _weights(m: Measurement) -> Floats:
+    return np.asarray(m.weights if m.weights is not None else np.ones(len(m.values)), np.float64)
+
+
+def _exp(value: float) -> float:
+    """exp, infinite where it overflows: a broken model's perplexity is a finding, not a crash."""
+    return math.exp(value) if value < 700 else math.inf
+
+
+def _bootstrap(n: int, statistic: Callable[[NDArray[np.intp]], Floats], seed: int) -> Interval:
+    """Percentile bootstrap over `n` examples; `statistic` maps indexes [..., n] to values [...]. Same seed, same interval."""
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    value = float(statistic(np.arange(n)))
+    if n == 1:
+        return Interval(value, math.nan, math.nan, 1)
+    rng = np.random.default_rng(seed)
+    rows = max(1, AT_ONCE // n)
+    parts = [statistic(rng.integers(0, n, (min(rows, RESAMPLES - done), n))) for done in range(0, RESAMPLES, rows)]
+    low, high = np.quantile(np.concatenate(parts), ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return Interval(value, min(float(low), value), max(float(high), value), n)

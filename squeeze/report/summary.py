@@ -1,0 +1,376 @@
+"""Before and after in rows: what the terminal, the page and the README all show, worked out once, here, from a report.
+
+Like is compared with like: the same quantity, workload, device and threads, and the export of the result with the export of the
+source. Where the source was not exported the source itself stands in, and the row names both runtimes. A verdict is a claim, so
+it is made only where the interval excludes "no difference" and rests on three repeats or more; a measurement that failed is a
+row with its reason, never a gap.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from squeeze.report import stats
+from squeeze.report.schema import Manifest, Measurement, Report
+from squeeze.report.stats import Interval
+from squeeze.report.text import THIN, amount, count, figures, percent
+from squeeze.report.verdict import (
+    Sense,
+    Verdict,
+    judge_accuracy,
+    judge_fewer_bytes,
+    judge_less_memory,
+    judge_less_time,
+    judge_more_rate,
+    judge_perplexity,
+)
+
+UNSTEADY = 0.1
+"""Spread of the repeats, relative to their median, from which a row warns of it."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One end of a comparison; empty text and NaN where nothing was measured."""
+
+    text: str
+    value: float
+    spread: str
+    """ "±2.1 %": half the distance between the quartiles of the repeats; "" with fewer than three."""
+    dots: tuple[float, ...]
+    """One value a repeat, for perplexity one a block; in the row's unit. () where dots would say nothing."""
+    artifact: str
+    runtime: str
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One quantity before and after, in words for people and in numbers for charts and generated tables."""
+
+    quantity: str
+    """As in the report: "latency"."""
+    label: str
+    """With its workload: "latency, 1×128"."""
+    unit: str
+    before: Side
+    after: Side
+    words: str
+    """ "2.72× faster", "no difference shown", "not measured for the result: killed by SIGKILL"."""
+    bounds: str
+    """The interval in the same terms: "[2.43, 3.25]"; "" where there is none."""
+    sense: Sense
+    gain: Interval | None
+    """How many times better, above 1 whichever way the quantity counts; None where there is no such ratio."""
+    runtime: str
+    """Its name, or both: "torch → onnxruntime"."""
+    where: str
+    """Device and threads: "cpu, 2 threads"."""
+    evidence: str
+    """ "3 repeats", "3 repeats of 171 calls", "20 blocks"."""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Words and bounds: "2.72× faster [2.43, 3.25]"."""
+        return f"{self.words} {self.bounds}".strip()
+
+    @property
+    def change(self) -> str:
+        """Both ends with their unit once, where it is the same: "51.1 → 139 tokens/s"."""
+        if not self.before.text:
+            return self.after.text
+        old, _, unit = self.before.text.partition(THIN)
+        same = unit == self.after.text.partition(THIN)[2]
+        return f"{old if same else self.before.text} → {self.after.text}"
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """One measurement in words, compared or not."""
+
+    artifact: str
+    runtime: str
+    label: str
+    value: float
+    text: str
+    spread: str
+    n: int
+    device: str
+    threads: int | None
+    error: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a quantity is named, shown and judged."""
+
+    label: str
+    show: Callable[[Measurement], tuple[float, str]]
+    judge: Callable[[Measurement, Measurement], Verdict] | None
+    """(before, after) -> verdict; None: the value alone already compares with the source."""
+    examples: str = ""
+    """What a value stands for where it is not a repeat: "block"."""
+    dotted: bool = False
+
+
+def ends(report: Report) -> tuple[str, str]:
+    """Names of the artifacts compared, source and result; the same twice where there is one, empty where there is none.
+
+    The result is the last export, or the last artifact. The source is the first artifact's export where both are exports.
+    """
+    if not report.manifests:
+        return "", ""
+    return _sources(report)[0], _result(report).name
+
+
+def summarize(report: Report) -> list[SummaryRow]:
+    """Rows of the before/after table: quality, speed, memory, size. No rows where nothing was measured."""
+    if not report.manifests:
+        return []
+    measured = with_memory_above_baseline(report.measurements)
+    sources, result = _sources(report), _result(report).name
+    alone = result in sources
+    rows = [
+        _row(measured, None if alone else _partner(measured, sources, after), after, alone=alone)
+        for after in measured
+        if after.artifact == result and (after.quantity in QUANTITIES or after.quantity == "quality")
+    ]
+    order = ["quality", *QUANTITIES]
+    return sorted(rows, key=lambda row: order.index(row.quantity))
+
+
+def cells(report: Report) -> list[CellRow]:
+    """Every measurement of the report, also those that are compared with nothing and those that failed."""
+    rows = []
+    for m in with_memory_above_baseline(report.measurements):
+        value, text = _show(m)
+        rows.append(
+            CellRow(
+                m.artifact, m.runtime, label(m), value, text, _spread(m), len(m.values), m.device, m.threads, m.error or "", m.note
+            )
+        )
+    return rows
+
+
+def pivot(rows: Sequence[CellRow]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table "all cells": a line for each quantity, a column for each artifact in a runtime."""
+    columns = list(dict.fromkeys((row.artifact, row.runtime) for row in rows))
+    found = {(row.label, row.artifact, row.runtime): _cell_text(row) for row in rows}
+    labels = dict.fromkeys(row.label for row in rows)
+    lines = [[name, *(found.get((name, *column), "") for column in columns)] for name in labels]
+    return ["", *(f"{artifact}, {runtime}" for artifact, runtime in columns)], lines
+
+
+def shared_where(rows: Sequence[SummaryRow]) -> str:
+    """Device and threads of all rows, for a caption: "cpu, 2 threads"; "" where they differ."""
+    found = {row.where for row in rows}
+    return found.pop() if len(found) == 1 else ""
+
+
+def label(m: Measurement) -> str:
+    """The quantity's name with its workload: "latency, 1×128"."""
+    kind = QUANTITIES.get(m.quantity)
+    name = kind.label if kind else UNCOMPARED.get(m.quantity, m.quantity.replace("_", " "))
+    return f"{name}, {m.workload.label}" if m.workload is not None else name
+
+
+def with_memory_above_baseline(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements, each peak followed by what it rose above its own child's baseline: the libraries are not the model."""
+    every: list[Measurement] = []
+    baselines = {_cell(m): stats.by_repeat(m) for m in measurements if m.quantity == "baseline_memory"}
+    for m in measurements:
+        every.append(m)
+        if m.quantity == "peak_memory" and (base := baselines.get(_cell(m))):
+            rise = {r: peak - base[r] for r, peak in stats.by_repeat(m).items() if r in base}
+            if rise:
+                change = {"quantity": "memory_above_baseline", "values": tuple(rise.values()), "repeat": tuple(rise)}
+                every.append(m.model_copy(update=change))
+    return every
+
+
+def _result(report: Report) -> Manifest:
+    exports = [m for m in report.manifests if m.format == "onnx"]
+    return exports[-1] if exports else report.manifests[-1]
+
+
+def _sources(report: Report) -> list[str]:
+    """Names that stand for the source, the one most like the result first."""
+    first, result = report.manifests[0], _result(report)
+    if first.format == "torch" and result.format == "onnx":
+        digest = first.digest
+        exported = [m.name for m in report.manifests if m.format == "onnx" and m.parent == digest]
+        return [*exported, first.name]
+    return [first.name]
+
+
+def _partner(measured: Sequence[Measurement], sources: Sequence[str], after: Measurement) -> Measurement | None:
+    """The source's measurement to hold against `after`: the same runtime if there is one, the first that stands for the source
+    if not. Where quality failed for a source, that failure is the partner: no other runtime silently takes its place.
+    """
+    for source in sources:
+        alike = [m for m in measured if m.artifact == source and _like(m) == _like(after)]
+        if QUANTITIES.get(after.quantity, TIMED).examples:
+            alike += [m for m in measured if m.artifact == source and m.quantity == "quality"]
+        if alike:
+            return next((m for m in alike if m.runtime == after.runtime), alike[0])
+    return None
+
+
+def _like(m: Measurement) -> tuple[object, ...]:
+    return m.quantity, m.workload, m.device, m.threads
+
+
+def _cell(m: Measurement) -> tuple[object, ...]:
+    return m.artifact, m.runtime, m.device, m.threads
+
+
+def _row(
+    measured: Sequence[Measurement], before: Measurement | None, after: Measurement, *, alone: bool
+) -> SummaryRow:  # fmt: skip
+    kind = QUANTITIES.get(after.quantity, TIMED)
+    if kind.judge is None:
+        before = None
+    verdict = _verdict(kind, before, after, alone=alone)
+    sides = (_side(kind, before), _side(kind, after))
+    notes = [m.note for m in (before, after) if m is not None and m.note]
+    notes += [note for note in (_unsteady(before, after), _stuck(measured, after)) if note]
+    return SummaryRow(
+        quantity=after.quantity, label=label(after), unit=after.unit, before=sides[0], after=sides[1], words=verdict.words,
+        bounds=verdict.bounds, sense=verdict.sense, gain=verdict.gain, runtime=_runtimes(before, after), where=_where(after), evidence=_evidence(kind, after),
+        note="; ".join(dict.fromkeys(notes)),
+    )  # fmt: skip
+
+
+def _verdict(kind: Quantity, before: Measurement | None, after: Measurement, *, alone: bool) -> Verdict:
+    for side, m in (("source", before), ("result", after)):
+        if m is not None and not m.values:
+            return Verdict(f"not measured for the {side}: {m.error}", "failed")
+    if kind.judge is None:
+        return Verdict("", "unknown", _shown_interval(after))
+    if before is None:
+        return Verdict("" if alone else "not measured for the source", "unknown")
+    return kind.judge(before, after)
+
+
+def _side(kind: Quantity, m: Measurement | None) -> Side:
+    if m is None:
+        return Side("", math.nan, "", (), "", "")
+    value, text = _show(m)
+    return Side(text, value, _spread(m), _dots(kind, m), m.artifact, m.runtime)
+
+
+def _show(m: Measurement) -> tuple[float, str]:
+    return QUANTITIES.get(m.quantity, TIMED).show(m) if m.values else (math.nan, "")
+
+
+def _dots(kind: Quantity, m: Measurement) -> tuple[float, ...]:
+    if not kind.dotted or not m.values:
+        return ()
+    if m.quantity == "negative_log_likelihood":
+        pairs = zip(m.values, m.weights or (1.0,) * len(m.values), strict=True)
+        return tuple(math.exp(min(700.0, value / weight)) for value, weight in pairs)
+    return tuple(stats.by_repeat(m).values())
+
+
+def _runtimes(before: Measurement | None, after: Measurement) -> str:
+    return after.runtime if before is None or before.runtime == after.runtime else f"{before.runtime} → {after.runtime}"
+
+
+def _where(m: Measurement) -> str:
+    return f"{m.device}, {'threads not pinned' if m.threads is None else count(m.threads, 'thread')}"
+
+
+def _evidence(kind: Quantity, m: Measurement) -> str:
+    if not m.values:
+        return ""
+    if kind.examples:
+        return count(len(m.values), kind.examples)
+    if m.quantity == "weight_bytes":
+        return "counted"
+    repeats = len(stats.by_repeat(m))
+    calls = f" of {len(m.values):,} calls" if len(m.values) > repeats else ""
+    return count(repeats, "repeat") + calls
+
+
+def _spread(m: Measurement) -> str:
+    wide = _spread_of_repeats(m)
+    return "" if math.isnan(wide) else f"±{percent(wide, 1)}"
+
+
+def _unsteady(before: Measurement | None, after: Measurement) -> str:
+    wide = [w for m in (before, after) if m is not None and not math.isnan(w := _spread_of_repeats(m))]
+    if max(wide, default=0.0) <= UNSTEADY:
+        return ""
+    return f"unsteady: repeats spread by ±{percent(max(wide), 0)}; close other programs, or raise repeats"
+
+
+def _spread_of_repeats(m: Measurement) -> float:
+    return stats.spread(tuple(stats.by_repeat(m).values())) if m.repeat else math.nan
+
+
+def _stuck(measured: Sequence[Measurement], after: Measurement) -> str:
+    """A broken classifier can look passable on lopsided data; that it only ever says one thing gives it away."""
+    if after.quantity != "correct" or len(after.values) < stats.FEWEST:
+        return ""
+    answers = [m.values for m in measured if m.quantity == "answer" and _cell(m) == _cell(after)]
+    return "the result gives the same answer to every example" if answers and len(set(answers[0])) == 1 else ""
+
+
+def _cell_text(row: CellRow) -> str:
+    return f"not measured: {row.error}" if row.error else f"{row.text} {row.spread}".strip()
+
+
+def _show_median(m: Measurement) -> tuple[float, str]:
+    value = stats.median(tuple(stats.by_repeat(m).values()))
+    return value, amount(value, m.unit)
+
+
+def _show_perplexity(m: Measurement) -> tuple[float, str]:
+    value = stats.perplexity(m)
+    return value, figures(value, 4)
+
+
+def _show_share(m: Measurement) -> tuple[float, str]:
+    value = stats.share(m.values).value
+    return value, percent(value, 2)
+
+
+def _show_mean(m: Measurement) -> tuple[float, str]:
+    value = math.fsum(m.values) / len(m.values)
+    return value, f"{value:.4f}" if abs(value) < 10 else figures(value)
+
+
+def _shown_interval(m: Measurement) -> str:
+    """What is said of a quantity that compares with the source by itself."""
+    if m.quantity == "same_answer":
+        found = stats.share(m.values)
+        return f"[{percent(found.low, 2)}, {percent(found.high, 2)}]"
+    if len(m.values) < stats.FEWEST:
+        return ""
+    found = stats.mean(m.values)
+    return f"[{found.low:.4f}, {found.high:.4f}], lowest {min(m.values):.4f}"
+
+
+TIMED = Quantity("", _show_median, None)
+"""How a quantity that is in no table is shown: the median of its repeats."""
+
+QUANTITIES: dict[str, Quantity] = {
+    "negative_log_likelihood": Quantity("perplexity", _show_perplexity, judge_perplexity, examples="block", dotted=True),
+    "correct": Quantity("accuracy", _show_share, judge_accuracy, examples="example"),
+    "same_answer": Quantity("same answers as the source", _show_share, None, examples="example"),
+    "cosine_to_source": Quantity("cosine to the source", _show_mean, None, examples="example"),
+    "logit_error": Quantity("relative error of the logits", _show_mean, None, examples="evaluation"),
+    "set_time": Quantity("whole set", _show_median, judge_less_time, dotted=True),
+    "latency": Quantity("latency", _show_median, judge_less_time, dotted=True),
+    "time_to_first_token": Quantity("time to first token", _show_median, judge_less_time, dotted=True),
+    "decode_rate": Quantity("decoding speed", _show_median, judge_more_rate, dotted=True),
+    "load_time": Quantity("load time", _show_median, judge_less_time, dotted=True),
+    "peak_memory": Quantity("peak memory", _show_median, judge_less_memory, dotted=True),
+    "memory_above_baseline": Quantity("peak memory above baseline", _show_median, judge_less_memory, dotted=True),
+    "weight_bytes": Quantity("weights on disk", _show_median, judge_fewer_bytes, dotted=True),
+}
+"""In the order of the table."""
+
+UNCOMPARED = {"baseline_memory": "memory before the model", "folder_bytes": "whole folder on disk", "answer": "answers"}
+"""Names of what stands only among all cells."""
