@@ -22,7 +22,7 @@ _PLACES = {
     "SqueezeError": "squeeze.errors",
 }
 
-__all__ = sorted([*_PLACES, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_PLACES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 from squeeze.artifact import Artifact, claim, is_artifact, read_artifact
 from squeeze.errors import ArtifactError, RecipeError
-from squeeze.pipeline import Progress, apply_stage, export_artifact, keep_source, make_report, parent_of, require, verify_artifact
+from squeeze.pipeline import (
+    Progress,
+    apply_stage,
+    export_artifact,
+    keep_source,
+    make_report,
+    parent_of,
+    require,
+    verify_artifact,
+)
 from squeeze.pipeline import run as run_recipe
 from squeeze.provenance import digest_json
 from squeeze.report.schema import ArtifactChecks, Report
@@ -29,8 +38,9 @@ def quantize(
     Returns the new artifact; its manifest's record has every layer's bits and signal-to-noise ratio.
     """
     from squeeze.compress import QuantizeStage
+    from squeeze.recipe import validated
 
-    stage = QuantizeStage.model_validate({"scheme": scheme, "block_size": block_size, "keep": tuple(keep)})
+    stage = validated(QuantizeStage, {"scheme": scheme, "block_size": block_size, "keep": tuple(keep)}, "quantize")
     with _parent(model, out, task, weights, revision) as parent:
         number = 1 + max(int(p.name.split("-")[0]) for p in _torch_artifacts(parent.folder.parent))
         return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}")
@@ -41,7 +51,7 @@ def export(
     task: str | None = None, weights: str | None = None, revision: str | None = None,
 ) -> Artifact:  # fmt: skip
     """Export a model, an artifact, or the last artifact of a run folder to ONNX; with `source` the first one as well."""
-    from squeeze.export import ExportSettings
+    from squeeze.exporter import ExportSettings
 
     settings = ExportSettings(graph=graph, source=source)
     with _parent(model, out, task, weights, revision) as parent:
@@ -52,12 +62,14 @@ def export(
         return export_artifact(parent, folder / f"export-{parent.name}", settings)
 
 
-def verify(exported: str | Path, against: str | Path | None = None, *, tolerance: float | None = None, seed: int = 0) -> ArtifactChecks:
+def verify(
+    exported: str | Path, against: str | Path | None = None, *, tolerance: float | None = None, seed: int = 0
+) -> ArtifactChecks:
     """Compare an export, or every export of a run folder's last artifact, with the artifact it was made from.
 
     Raises VerifyError, which carries the checks, where one failed.
     """
-    from squeeze.verify import VerifySettings
+    from squeeze.verification import VerifySettings
 
     export = _onnx_artifact(Path(exported))
     parent = read_artifact(Path(against)) if against is not None else parent_of(export)
@@ -74,24 +86,34 @@ def bench(
     import time
     from datetime import UTC, datetime
 
-    from squeeze.bench import bench as measure
-    from squeeze.bench.workload import BenchSettings
+    from squeeze.benchmark import bench as measure
+    from squeeze.benchmark.workload import BenchSettings
     from squeeze.data import DataSettings, load_data
     from squeeze.pipeline import Step, load_tokenizer
+    from squeeze.recipe import validated
 
     started, clock = datetime.now(UTC), time.monotonic()
     chosen = [a for path in artifacts for a in _benched(Path(path))]
     tasks = {a.manifest.task for a in chosen}
     if len(tasks) != 1:
-        raise ArtifactError(f"the artifacts are for different tasks: {', '.join(sorted(tasks))}. Bench one task at a time.")
+        raise ArtifactError(
+            f"the artifacts are for different tasks: {', '.join(sorted(tasks))}. Bench one task at a time."
+        )
     task = tasks.pop()
     tokenizer = load_tokenizer(chosen[0])
-    data_settings = DataSettings.model_validate(data)
-    bench_settings = BenchSettings.model_validate(settings or {})
+    data_settings = validated(DataSettings, data, "data")
+    bench_settings = validated(BenchSettings, settings or {}, "bench")
     loaded = load_data(data_settings, task, tokenizer, seed)
-    measured = measure(chosen, bench_settings, loaded, tokenizer, task, seed, progress or (lambda description, done, total: None))
+    measured = measure(
+        chosen, bench_settings, loaded, tokenizer, task, seed, progress or (lambda description, done, total: None)
+    )
     step = Step(artifacts=tuple(chosen), measurements=tuple(measured), notes=loaded.notes, data=loaded.digests)
-    recipe = {"data": data_settings.model_dump(mode="json"), "bench": bench_settings.model_dump(mode="json"), "task": task, "seed": seed}
+    recipe = {
+        "data": data_settings.model_dump(mode="json"),
+        "bench": bench_settings.model_dump(mode="json"),
+        "task": task,
+        "seed": seed,
+    }
     return make_report("bench", recipe, step, started, time.monotonic() - clock)
 
 
@@ -103,13 +125,17 @@ def run(
     from squeeze.recipe import Recipe, read_recipe
 
     if isinstance(recipe, Recipe) and overrides:
-        raise RecipeError("overrides go with the path of a recipe. Change the Recipe itself with model_copy(update=...).")
+        raise RecipeError(
+            "overrides go with the path of a recipe. Change the Recipe itself with model_copy(update=...)."
+        )
     loaded = recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe), overrides)
     return run_recipe(loaded, Path(out), mode=mode, progress=progress)
 
 
 @contextmanager
-def _parent(model: str | Path, out: str | Path | None, task: str | None, weights: str | None, revision: str | None) -> Iterator[Artifact]:
+def _parent(
+    model: str | Path, out: str | Path | None, task: str | None, weights: str | None, revision: str | None
+) -> Iterator[Artifact]:
     """The torch artifact to work on, its run folder held against other processes."""
     from squeeze.model import ModelSettings
 
@@ -162,7 +188,9 @@ def _benched(path: Path) -> list[Artifact]:
         return [read_artifact(path)]
     numbered = _torch_artifacts(path)
     if not numbered:
-        raise ArtifactError(f"{path} is neither an artifact nor a run folder. Make one: squeeze quantize MODEL --out {path}.")
+        raise ArtifactError(
+            f"{path} is neither an artifact nor a run folder. Make one: squeeze quantize MODEL --out {path}."
+        )
     exports = [path / f"export-{p.name}" for p in numbered if is_artifact(path / f"export-{p.name}")]
     return [read_artifact(p) for p in ([numbered[0], *exports] if exports else numbered)]
 

@@ -26,7 +26,9 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Task = Annotated[str | None, typer.Option(help="causal-lm, text-classification or feature-extraction; none: what the model is for.")]
+Task = Annotated[
+    str | None, typer.Option(help="causal-lm, text-classification or feature-extraction; none: what the model is for.")
+]
 Weights = Annotated[str | None, typer.Option(help="safetensors file or folder, for package.module:factory.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision: branch, tag or commit.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder to make; none: named after the model.")]
@@ -38,7 +40,9 @@ MODEL = "Local Transformers folder, .gguf file, asset: name, squeeze artifact, r
 def run(
     recipe: Annotated[Path, typer.Argument(help="YAML file; see recipes/ and `squeeze schema`.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder; none: ./NAME of the recipe.")] = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="Override, such as --set data.splits.evaluate=20.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, such as --set data.splits.evaluate=20.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Enter a finished run and reuse its artifacts.")] = False,
     fresh: Annotated[bool, typer.Option(help="Remove what an earlier run wrote here, then run.")] = False,
     json: Json = False,
@@ -63,7 +67,9 @@ def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     scheme: Annotated[str, typer.Option(help="A name in `squeeze methods`.")] = "int8",
     out: Out = None,
-    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale (16 to 256), for decoders.")] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale (16 to 256), for decoders.")
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay in float, as names with * and ?.")] = None,
     task: Task = None,
     weights: Weights = None,
@@ -77,7 +83,14 @@ def quantize(
     with console.progress(quiet=quiet) as say:
         say(f"quantize {model}", 0, 1)
         artifact = api.quantize(
-            model, out, scheme=scheme, block_size=block_size, keep=keep or (), task=task, weights=weights, revision=revision
+            model,
+            out,
+            scheme=scheme,
+            block_size=block_size,
+            keep=keep or (),
+            task=task,
+            weights=weights,
+            revision=revision,
         )
     _print_artifact(artifact, json)
 
@@ -86,7 +99,9 @@ def quantize(
 def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
     out: Out = None,
-    graph: Annotated[str, typer.Option(help="auto, genai (onnxruntime-genai's builder) or dynamo (torch's exporter).")] = "auto",
+    graph: Annotated[
+        str, typer.Option(help="auto, genai (onnxruntime-genai's builder) or dynamo (torch's exporter).")
+    ] = "auto",
     source: Annotated[bool, typer.Option(help="Export the run folder's source as well, to compare with.")] = True,
     task: Task = None,
     weights: Weights = None,
@@ -140,8 +155,12 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of every runtime; none: one for each core.")] = None,
     repeats: Annotated[int, typer.Option(help="Child processes for each cell.")] = 3,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="More of data or bench, such as --set data.label_column=y.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="report.json to write, with its page beside it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="More of data or bench, such as --set data.label_column=y.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="report.json to write, with its page beside it.")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -245,7 +264,9 @@ def doctor(json: Json = False) -> None:
     if json:
         console.print_json([asdict(f) for f in findings])
     else:
-        console.table("doctor", ("topic", "found", "", "advice"), [(f.topic, f.value, f.level, f.advice) for f in findings])
+        console.table(
+            "doctor", ("topic", "found", "", "advice"), [(f.topic, f.value, f.level, f.advice) for f in findings]
+        )
     if any(f.level == "bad" for f in findings):
         raise typer.Exit(2)
 
@@ -260,9 +281,15 @@ def _print_report(found: Any, json: bool) -> None:
 def _print_artifact(artifact: Any, json: bool) -> None:
     manifest = artifact.manifest
     if json:
-        console.print_json({"folder": str(artifact.folder), "digest": artifact.digest, "manifest": manifest.model_dump(mode="json")})
+        console.print_json(
+            {"folder": str(artifact.folder), "digest": artifact.digest, "manifest": manifest.model_dump(mode="json")}
+        )
         return
-    rows = [("folder", str(artifact.folder)), ("digest", artifact.digest), ("weights", f"{manifest.weight_bytes / 1e6:.1f} MB")]
+    rows = [
+        ("folder", str(artifact.folder)),
+        ("digest", artifact.digest),
+        ("weights", f"{manifest.weight_bytes / 1e6:.1f} MB"),
+    ]
     rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
     console.table(manifest.name, ("", ""), rows)
 

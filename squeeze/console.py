@@ -1,26 +1,25 @@
 """What a person sees in the terminal. The only file that imports rich.
 
-Tables and JSON go to stdout; progress, messages and errors to stderr, so that stdout can be piped as it is. Every name is shown
-as text: no markup is read, no escape sequence reaches the terminal, and what its encoding lacks gets a stand-in. Away from a
-terminal there is no colour and no bar, and under NO_COLOR not one escape sequence. A table too wide for its terminal becomes a
-list of records: a column that is squeezed to four letters cannot be read. rich is imported when something is printed, because
-`squeeze --help` needs none of it.
+Tables and JSON go to stdout; progress, messages and errors to stderr, so that stdout can be piped as it is. Every
+name is shown as text: no markup is read, no escape sequence reaches the terminal, and what its encoding lacks gets a
+stand-in. Away from a terminal there is no colour and no bar, and under NO_COLOR not one escape sequence. A table too
+wide for its terminal becomes a list of records: a column that is squeezed to four letters cannot be read. rich is
+imported when something is printed, because `squeeze --help` needs none of it.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from squeeze.report.schema import ArtifactChecks, Report
+from squeeze.report.schema import ArtifactChecks, LayerRow, Report
 from squeeze.report.text import THIN, amount, encodable, json_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-    from squeeze.inspection import Inspection
     from squeeze.report.summary import SummaryRow
 
 Progress = Callable[[str, int, int], None]
@@ -65,14 +64,14 @@ def print_checks(groups: Sequence[ArtifactChecks]) -> None:
     """Every check with its value and limit."""
     for group in groups:
         rows = [
-            (check.name, "passed" if check.passed else "FAILED", f"{check.value:.3g}", f"{check.limit:.3g}", check.detail)
-            for check in group.checks
+            (c.name, "passed" if c.passed else "FAILED", f"{c.value:.3g}", f"{c.limit:.3g}", c.detail)
+            for c in group.checks
         ]
         senses = ["better" if check.passed else "worse" for check in group.checks]
         table(f"checks of {group.artifact}", ("check", "outcome", "value", "limit", "detail"), rows, senses, coloured=1)
 
 
-def print_inspection(found: "Inspection", *, layers: bool) -> None:
+def print_inspection(found: "Inspected", *, layers: bool) -> None:
     """Sizes, the chain from the source, and the layers if asked for."""
     rows = [
         ("source", found.source), ("task", found.task), ("architecture", found.architecture),
@@ -83,7 +82,9 @@ def print_inspection(found: "Inspection", *, layers: bool) -> None:
     ]  # fmt: skip
     table("model", ("", ""), [*rows, *(("warning", text) for text in found.warnings)])
     if found.chain:
-        links = [(c.name, c.made_by, f"{c.parameters:,}", amount(c.weight_bytes, "bytes"), c.digest) for c in found.chain]
+        links = [
+            (c.name, c.made_by, f"{c.parameters:,}", amount(c.weight_bytes, "bytes"), c.digest) for c in found.chain
+        ]
         table("chain, source first", ("artifact", "made by", "parameters", "weights", "digest"), links)
     if layers:
         content = [
@@ -99,8 +100,9 @@ def print_inspection(found: "Inspection", *, layers: bool) -> None:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], senses: Sequence[str] = (), coloured: int = 0
 ) -> None:  # fmt: skip
-    """A table on stdout; where too narrow, a list of records. `senses`, one a row, are keys of STYLES that colour the cell in
-    column `coloured`.
+    """A table on stdout; where too narrow, a list of records.
+
+    `senses`, one a row, are keys of STYLES that colour the cell in column `coloured`.
     """
     from rich.text import Text
 
@@ -108,7 +110,10 @@ def table(
     cells = [[Text(_fitted(str(cell), sys.stdout)) for cell in row] for row in rows]
     for row, sense in zip(cells, senses, strict=False):
         row[coloured].stylize(STYLES[sense])
-    needed = [min(WHOLE_WORD, max(Text(name).cell_len, *(c.cell_len for c in column), 0)) for name, *column in zip(names, *cells, strict=True)]
+    needed = [
+        min(WHOLE_WORD, max(Text(name).cell_len, *(c.cell_len for c in column), 0))
+        for name, *column in zip(names, *cells, strict=True)
+    ]
     draw = _records if sum(needed) + GAP * len(needed) > _console(sys.stdout).width else _columns
     _print(draw(_fitted(title, sys.stdout), names, cells, needed))
 
@@ -130,9 +135,11 @@ def error(text: str) -> None:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """A callable (description, done, total): a bar in a terminal, elsewhere a line for each new description, nothing if quiet.
+    """A callable (description, done, total): a bar in a terminal, elsewhere a line for each new description; nothing
+    if quiet.
 
-    The bar is drawn again once a second and no oftener: this process waits for children that are being timed on these cores.
+    The bar is drawn again once a second and no oftener: this process waits for children that are being timed on these
+    very cores.
     """
     if quiet:
         yield lambda description, done, total: None
@@ -150,15 +157,17 @@ def _measured(row: "SummaryRow", where: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _columns(title: str, names: Sequence[str], cells: Sequence[Sequence["Text"]], needed: Sequence[int]) -> "RenderableType":
+def _columns(
+    title: str, names: Sequence[str], cells: Sequence[Sequence["Text"]], needed: Sequence[int]
+) -> "RenderableType":
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(
-        title=Text(title), title_justify="left", title_style="bold", pad_edge=False, show_edge=False, show_header=any(names),
-        box=box.SIMPLE_HEAD if _is_unicode(sys.stdout) else box.ASCII,
+        title=Text(title), title_justify="left", title_style="bold", pad_edge=False, show_edge=False,
+        show_header=any(names), box=box.SIMPLE_HEAD if _is_unicode(sys.stdout) else box.ASCII,
     )  # fmt: skip
     for name, width in zip(names, needed, strict=True):
         drawn.add_column(Text(name), overflow="fold", min_width=width)
@@ -167,7 +176,9 @@ def _columns(title: str, names: Sequence[str], cells: Sequence[Sequence["Text"]]
     return Group(drawn, "")
 
 
-def _records(title: str, names: Sequence[str], cells: Sequence[Sequence["Text"]], needed: Sequence[int]) -> "RenderableType":
+def _records(
+    title: str, names: Sequence[str], cells: Sequence[Sequence["Text"]], needed: Sequence[int]
+) -> "RenderableType":
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -255,3 +266,46 @@ def _fitted(text: str, stream: TextIO, *, lines: bool = False) -> str:
 
 def _is_unicode(stream: TextIO) -> bool:
     return (stream.encoding or "ascii").lower().replace("-", "").startswith("utf")
+
+
+class Linked(Protocol):
+    """One artifact of a chain, as `squeeze.inspection` describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def made_by(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class Inspected(Protocol):
+    """A model or an artifact, as `squeeze.inspection` describes it.
+
+    Named here by its shape, because that module reaches torch and this one must not, not even for a type.
+    """
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def nonzero_parameters(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def positions(self) -> int | None: ...
+    @property
+    def layers(self) -> Sequence[LayerRow]: ...
+    @property
+    def chain(self) -> Sequence[Linked]: ...
+    @property
+    def warnings(self) -> Sequence[str]: ...

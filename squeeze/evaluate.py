@@ -49,7 +49,9 @@ def evaluate(session: Session, task: str, batches: Sequence[Mapping[str, NDArray
         inputs = {name: array for name, array in batch.items() if name != "index"}
         out = session.forward(inputs)
         if not np.isfinite(out).all():
-            raise BenchError(f"the model answers NaN or infinity to example {int(batch['index'][0])}; no metric means anything.")
+            raise BenchError(
+                f"the model answers NaN or infinity to example {int(batch['index'][0])}; no metric means anything."
+            )
         order.append(batch["index"])
         if task == "causal-lm":
             rows.append(negative_log_likelihood(out, inputs["input_ids"]))

@@ -46,7 +46,9 @@ class IntegerWeight:
         return weight.T.contiguous() if self.transposed else weight
 
 
-def round_to_nearest(weight: Tensor, block_size: int | None, *, unsigned: bool, transposed: bool = False) -> IntegerWeight:
+def round_to_nearest(
+    weight: Tensor, block_size: int | None, *, unsigned: bool, transposed: bool = False
+) -> IntegerWeight:
     """Symmetric int8 by rounding to nearest (ties to even): scale = max|w| / 127 in each row or block of a row.
 
     `weight` is [out, in], or [in, out] if `transposed`. A row or block of zeros gets scale 1. Property that the tests

@@ -26,7 +26,8 @@ def list_methods() -> list[Method]:
     rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
     rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]
     rows += [
-        Method("asset", name, "texts" if asset.is_data else "model", f"package {asset.package}") for name, asset in ASSETS.items()
+        Method("asset", name, "texts" if asset.is_data else "model", f"package {asset.package}")
+        for name, asset in ASSETS.items()
     ]
     return rows
 
@@ -37,4 +38,6 @@ def recipe_path(name: str) -> Path:
     for folder in (package / "recipes", package.parent / "recipes"):
         if (folder / name).is_file():
             return folder / name
-    raise RecipeError(f"there is no recipe {name}. {nearest(name, [p.name for p in (package.parent / 'recipes').glob('*.yaml')])}")
+    raise RecipeError(
+        f"there is no recipe {name}. {nearest(name, [p.name for p in (package.parent / 'recipes').glob('*.yaml')])}"
+    )

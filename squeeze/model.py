@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.artifact import Artifact, is_artifact, read_artifact
-from squeeze.rows import asset_path
 from squeeze.errors import ModelError
+from squeeze.rows import asset_path
 from squeeze.tasks import TASKS, check_task, infer_task
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(description="local folder, .gguf file, asset: name, squeeze artifact, hub id, or package.module:factory")
+    path: str = Field(
+        description="local folder, .gguf file, asset: name, squeeze artifact, hub id, or package.module:factory"
+    )
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
     weights: str | None = Field(default=None, description="safetensors file or folder, for package.module:factory")
     trust_remote_code: bool = Field(default=False, description="allow a checkpoint to run Python code of its own")
@@ -81,19 +83,24 @@ class Model:
         value = self.config.get("max_position_embeddings", self.config.get("n_positions"))
         return int(value) if isinstance(value, int) else None
 
-
     @property
     def text_inputs(self) -> tuple[str, ...]:
         """The text inputs that the network takes and the tokenizer gives, in order. GPT-2 takes token types that no one gives."""
         accepted = inspect.signature(self.network.forward).parameters
         if "input_ids" not in accepted:
-            raise ModelError(f"{self.source}: forward({', '.join(accepted)}) takes no input_ids, which every text model here needs.")
+            raise ModelError(
+                f"{self.source}: forward({', '.join(accepted)}) takes no input_ids, which every text model here needs."
+            )
         given = ("input_ids",) if self.tokenizer is None else ("input_ids", *self.tokenizer.model_input_names)
         return tuple(name for name in TEXT_INPUTS if name in accepted and name in given)
 
 
 def load_model(
-    path: str | Path | ModelSettings, task: str | None = None, *, revision: str | None = None, weights: str | None = None
+    path: str | Path | ModelSettings,
+    task: str | None = None,
+    *,
+    revision: str | None = None,
+    weights: str | None = None,
 ) -> Model:
     """Open a trained model in float32, in evaluation mode.
 
@@ -111,7 +118,9 @@ def load_model(
     elif is_artifact(location):
         model = _from_artifact(location, path)
         if task is not None and task != model.task:
-            raise ModelError(f"{location} is an artifact for {model.task}, not for {task}. Drop --task or name the other artifact.")
+            raise ModelError(
+                f"{location} is an artifact for {model.task}, not for {task}. Drop --task or name the other artifact."
+            )
     elif location.suffix == ".gguf":
         model = _from_gguf(location, path, task)
     else:
@@ -126,7 +135,9 @@ def task_of(settings: ModelSettings) -> str:
     location = locate(settings)
     if isinstance(location, Path) and is_artifact(location):
         return read_artifact(location, check=False).manifest.task
-    if isinstance(location, str) and FACTORY.match(location) or isinstance(location, Path) and location.suffix == ".gguf":
+    if (isinstance(location, str) and FACTORY.match(location)) or (
+        isinstance(location, Path) and location.suffix == ".gguf"
+    ):
         return "causal-lm"
     options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     return infer_task(_read_config(location, settings, None, options).to_dict())
@@ -144,15 +155,21 @@ def locate(settings: ModelSettings) -> Path | str:
             if len(ggufs) == 1:
                 return ggufs[0]
             seen = ", ".join(sorted(p.name for p in path.iterdir())[:12]) or "nothing"
-            raise ModelError(f"{path} holds no model: looked for config.json, squeeze.json or one *.gguf; found {seen}.")
+            raise ModelError(
+                f"{path} holds no model: looked for config.json, squeeze.json or one *.gguf; found {seen}."
+            )
         if path.is_file() and path.suffix != ".gguf":
-            raise ModelError(f"{path} is a file that is not .gguf. Name the folder that holds config.json and *.safetensors.")
+            raise ModelError(
+                f"{path} is a file that is not .gguf. Name the folder that holds config.json and *.safetensors."
+            )
         return path
     if FACTORY.match(name):
         return name
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") and not path.suffix == ".gguf":
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not name.startswith(".") and path.suffix != ".gguf":
         return name
-    raise ModelError(f"{name} does not exist. Name a local folder, a .gguf file, an asset:, package.module:factory or a hub id.")
+    raise ModelError(
+        f"{name} does not exist. Name a local folder, a .gguf file, an asset:, package.module:factory or a hub id."
+    )
 
 
 def _from_transformers(location: Path | str, settings: ModelSettings, task: str | None) -> Model:
@@ -231,8 +248,8 @@ def _from_gguf(location: Path, settings: ModelSettings, task: str | None) -> Mod
     except (ValueError, OSError, KeyError, MemoryError, OverflowError) as error:
         raise ModelError(f"{location} cannot be read as GGUF: {error}.") from error
     # Transformers marks the network as quantized and then refuses to save it, though its weights are plain float32 by now.
-    network.hf_quantizer = None
-    network.is_quantized = False
+    network.hf_quantizer = None  # type: ignore[assignment]
+    network.is_quantized = False  # type: ignore[assignment]
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     network.config._name_or_path = ""
@@ -244,11 +261,15 @@ def _from_factory(settings: ModelSettings, task: str | None) -> Model:
     """Anyone's own nn.Module: `package.module:factory` called without arguments, its weights read from safetensors."""
     network = build_own_module(settings.path)
     if settings.weights is None:
-        raise ModelError(f"{settings.path} has random weights until it is trained. Name its safetensors with model.weights.")
+        raise ModelError(
+            f"{settings.path} has random weights until it is trained. Name its safetensors with model.weights."
+        )
     weights = Path(settings.weights).expanduser()
     file = weights / "model.safetensors" if weights.is_dir() else weights
     if not file.is_file():
-        raise ModelError(f"{file} does not exist: model.weights names a safetensors file or a folder with model.safetensors.")
+        raise ModelError(
+            f"{file} does not exist: model.weights names a safetensors file or a folder with model.safetensors."
+        )
     _load_state(network, file)
     tokenizer = _tokenizer(file.parent, {}) if (file.parent / "tokenizer.json").exists() else None
     return Model(network, tokenizer, task or "causal-lm", settings.path, {}, factory=settings.path)
@@ -282,7 +303,9 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
     artifact = read_artifact(folder)
     manifest = artifact.manifest
     if manifest.format != "torch":
-        raise ModelError(f"{folder} is an ONNX export. Name the torch artifact it was made from; `squeeze inspect {folder}` shows it.")
+        raise ModelError(
+            f"{folder} is an ONNX export. Name the torch artifact it was made from; `squeeze inspect {folder}` shows it."
+        )
     factory = manifest.extra.get("factory")
     if INTEGERS not in manifest.files:
         if factory is None:
@@ -304,7 +327,11 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
         layout: dict[str, Any] = manifest.extra["integers"]  # type: ignore[assignment]
         model.integers = {
             name: IntegerWeight(
-                tensors[f"{name}.integers"], tensors[f"{name}.scale"], row["zero_point"], row["block_size"], row["transposed"]
+                tensors[f"{name}.integers"],
+                tensors[f"{name}.scale"],
+                row["zero_point"],
+                row["block_size"],
+                row["transposed"],
             )
             for name, row in layout.items()
         }
@@ -368,7 +395,9 @@ def _assign_state(network: "nn.Module", state: "dict[str, torch.Tensor]", where:
     own = {name for name in network.state_dict() if shared.get(name, name) == name}
     missing, unexpected = sorted(own - set(state)), sorted(set(state) - own)
     if missing or unexpected:
-        raise ModelError(f"{where}: weights do not fit the network; missing {missing[:4]}, unexpected {unexpected[:4]}.")
+        raise ModelError(
+            f"{where}: weights do not fit the network; missing {missing[:4]}, unexpected {unexpected[:4]}."
+        )
     network.load_state_dict(state, strict=False)
 
 
@@ -388,7 +417,9 @@ def _tokenizer(location: Path | str, options: dict[str, Any]) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(location, **options)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{location} has no tokenizer that loads ({error}). Put tokenizer.json beside config.json.") from error
+        raise ModelError(
+            f"{location} has no tokenizer that loads ({error}). Put tokenizer.json beside config.json."
+        ) from error
 
 
 def _check_weight_files(folder: Path, settings: ModelSettings) -> None:
@@ -428,11 +459,15 @@ def _check_memory(folder: Path, weight_bytes: int) -> None:
 
     free = psutil.virtual_memory().available
     if weight_bytes > free:
-        raise ModelError(f"{folder} has {weight_bytes / 1e9:.1f} GB of weights; {free / 1e9:.1f} GB of memory are free.")
+        raise ModelError(
+            f"{folder} has {weight_bytes / 1e9:.1f} GB of weights; {free / 1e9:.1f} GB of memory are free."
+        )
 
 
 def _check_missing(location: Path | str, info: dict[str, Any], task: str) -> None:
-    missing = sorted(key for key in info.get("missing_keys", ()) if "pooler." not in key or task == "text-classification")
+    missing = sorted(
+        key for key in info.get("missing_keys", ()) if "pooler." not in key or task == "text-classification"
+    )
     if missing:
         raise ModelError(
             f"{location} lacks {len(missing)} weights that {task} needs (first: {missing[0]}). They would be random numbers; "
@@ -446,7 +481,9 @@ def _check_missing(location: Path | str, info: dict[str, Any], task: str) -> Non
 def _check_vocabulary(model: Model) -> None:
     rows = model.config.get("vocab_size")
     if model.tokenizer is not None and isinstance(rows, int) and len(model.tokenizer) > rows:
-        raise ModelError(f"{model.source}: the tokenizer knows {len(model.tokenizer)} tokens, the embedding has {rows} rows.")
+        raise ModelError(
+            f"{model.source}: the tokenizer knows {len(model.tokenizer)} tokens, the embedding has {rows} rows."
+        )
 
 
 @contextmanager
@@ -469,14 +506,14 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def simulate_activations(model: Model) -> None:

@@ -6,31 +6,52 @@ started again computes exactly what an uninterrupted one does. Rejected: handing
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from squeeze import __version__
 from squeeze.artifact import Artifact, claim, read_artifact, reusable, write_artifact
 from squeeze.errors import ArtifactError, SqueezeError, VerifyError
 from squeeze.provenance import Digest, digest_file, digest_json, environment
-from squeeze.report.schema import ArtifactChecks, FileEntry, Manifest, Measurement, Report, StageRecord, write_atomically, write_report
+from squeeze.report.schema import (
+    ArtifactChecks,
+    FileEntry,
+    Manifest,
+    Measurement,
+    Report,
+    StageRecord,
+    write_atomically,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from squeeze.compress import Stage
     from squeeze.data import Data
-    from squeeze.export import ExportSettings
+    from squeeze.exporter import ExportSettings
     from squeeze.model import Model, ModelSettings
     from squeeze.recipe import Recipe
-    from squeeze.verify import VerifySettings
+    from squeeze.verification import VerifySettings
 
 Progress = Callable[[str, int, int], None]
-MODEL_NAMES = ("config", "generation_config", "tokenizer", "special_tokens", "vocab", "merges", "model.safetensors.index", "squeeze")
+MODEL_NAMES = (
+    "config",
+    "generation_config",
+    "tokenizer",
+    "special_tokens",
+    "vocab",
+    "merges",
+    "model.safetensors.index",
+    "squeeze",
+)
 WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 
-def run(recipe: "Recipe", out: Path, *, mode: Literal["new", "resume", "fresh"] = "new", progress: Progress | None = None) -> Report:
+def run(
+    recipe: "Recipe", out: Path, *, mode: Literal["new", "resume", "fresh"] = "new", progress: Progress | None = None
+) -> Report:
     """Run a recipe into the folder `out`; return its report, which also lies there as report.json and report.html.
 
     A run that was killed continues with the artifacts that are whole. Raises VerifyError (exit code 3) where an export
@@ -53,7 +74,12 @@ def run(recipe: "Recipe", out: Path, *, mode: Literal["new", "resume", "fresh"] 
             if not done.artifacts:
                 raise
         report = make_report(
-            recipe.name, recipe.model_dump(mode="json"), done, started, time.monotonic() - clock, str(failure) if failure else None
+            recipe.name,
+            recipe.model_dump(mode="json"),
+            done,
+            started,
+            time.monotonic() - clock,
+            str(failure) if failure else None,
         )
         keep_report(report, out / "report.json")
         if failure is not None:
@@ -102,7 +128,12 @@ def keep_report(report: Report, file: Path) -> None:
 
 def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
     """The parts in order; whoever consumes them keeps what is done when a later part fails."""
-    total = 2 + len(recipe.stages) + (0 if recipe.export is None else 2 + int(recipe.export.source)) + int(recipe.bench is not None)
+    total = (
+        2
+        + len(recipe.stages)
+        + (0 if recipe.export is None else 2 + int(recipe.export.source))
+        + int(recipe.bench is not None)
+    )
     say("source model", 0, total)
     source = keep_source(recipe.model, recipe.task, out / "0-source")
     notes = tuple(str(n) for n in source.manifest.extra.get("notes", ()))  # type: ignore[union-attr]
@@ -129,11 +160,17 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
                 require(checks)
                 yield Step(checks=(checks,))
     if recipe.bench is not None:
-        from squeeze.bench import bench
+        from squeeze.benchmark import bench
 
         say("bench", total - 1, total)
         measured = bench(
-            [source, *exported] if exported else chain, recipe.bench, data, load_tokenizer(source), recipe.task, recipe.seed, say
+            [source, *exported] if exported else chain,
+            recipe.bench,
+            data,
+            load_tokenizer(source),
+            recipe.task,
+            recipe.seed,
+            say,
         )
         yield Step(measurements=tuple(measured))
 
@@ -142,13 +179,22 @@ def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
     """The trained model as the first artifact of a chain; reused where its files have not changed."""
     from squeeze.model import load_model, save_model
 
-    inputs = digest_json({"model": settings.model_dump(mode="json"), "files": _source_files(settings), "task": task})
+    inputs = digest_json(
+        {
+            "squeeze": __version__,
+            "model": settings.model_dump(mode="json"),
+            "files": dict(_source_files(settings)),
+            "task": task,
+        }
+    )
     found = reusable(folder, inputs)
     if found is not None:
         return found
     model = load_model(settings, task)
     extra: dict[str, Any] = {"notes": list(model.notes), **_module(model)}
-    return _write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, record=None, extra=extra)
+    return _write(
+        folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, record=None, extra=extra
+    )
 
 
 def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | None" = None) -> Artifact:
@@ -157,7 +203,9 @@ def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | No
 
     calibration = data.splits.get("calibration") if data is not None and stage.needs_data else None
     used = {} if calibration is None else {"calibration": calibration.digest}
-    inputs = digest_json({"parent": parent.digest, "stage": stage.model_dump(mode="json"), "data": dict(used)})
+    inputs = digest_json(
+        {"squeeze": __version__, "parent": parent.digest, "stage": stage.model_dump(mode="json"), "data": dict(used)}
+    )
     found = reusable(folder, inputs)
     if found is not None:
         return found
@@ -169,17 +217,29 @@ def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | No
     }
     extra: dict[str, Any] = {"integers": layout, "activations": model.activations, **_module(model)}
     return _write(
-        folder, lambda place: save_model(model, place), model, inputs=inputs, parent=parent.digest, record=record, extra=extra,
+        folder,
+        lambda place: save_model(model, place),
+        model,
+        inputs=inputs,
+        parent=parent.digest,
+        record=record,
+        extra=extra,
         data=used,
     )
 
 
 def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") -> Artifact:
     """A torch artifact as an ONNX artifact; reused where parent and settings are the same."""
-    from squeeze.export import export_onnx
+    from squeeze.exporter import export_onnx
     from squeeze.model import load_model
 
-    inputs = digest_json({"parent": parent.digest, "export": settings.model_dump(mode="json", exclude={"source"})})
+    inputs = digest_json(
+        {
+            "squeeze": __version__,
+            "parent": parent.digest,
+            "export": settings.model_dump(mode="json", exclude={"source"}),
+        }
+    )
     found = reusable(folder, inputs)
     if found is not None:
         return found
@@ -192,9 +252,12 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") 
         notes.extend(export_onnx(model, place, settings))
         records.append(
             StageRecord(
-                kind="export", settings=settings.model_dump(mode="json"), seconds=time.monotonic() - clock,
-                layers=(), notes=tuple(notes),
-            )  # fmt: skip
+                kind="export",
+                settings=settings.model_dump(mode="json"),
+                seconds=time.monotonic() - clock,
+                layers=(),
+                notes=tuple(notes),
+            )
         )
 
     return _write(folder, fill, model, inputs=inputs, parent=parent.digest, record=records, extra={}, form="onnx")
@@ -203,7 +266,7 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") 
 def verify_artifact(parent: Artifact, export: Artifact, settings: "VerifySettings", seed: int) -> ArtifactChecks:
     """Every check of one export against the artifact it was made from."""
     from squeeze.model import load_model
-    from squeeze.verify import verify
+    from squeeze.verification import verify
 
     checks = verify(load_model(parent.folder), export.folder, settings, seed)
     return ArtifactChecks(artifact=export.name, checks=tuple(checks))
@@ -214,7 +277,9 @@ def require(checks: ArtifactChecks) -> None:
     failed = [c for c in checks.checks if not c.passed]
     if failed:
         listed = "; ".join(f"{c.name}: {c.value:.4g} is over {c.limit:.4g} ({c.detail})" for c in failed)
-        raise VerifyError(f"{checks.artifact} failed {len(failed)} of {len(checks.checks)} checks: {listed}.", (checks,))
+        raise VerifyError(
+            f"{checks.artifact} failed {len(failed)} of {len(checks.checks)} checks: {listed}.", (checks,)
+        )
 
 
 def load_tokenizer(artifact: Artifact) -> Any:
@@ -235,7 +300,9 @@ def parent_of(export: Artifact) -> Artifact:
             candidate = read_artifact(sibling, check=False)
             if candidate.digest == export.manifest.parent:
                 return read_artifact(sibling)
-    raise ArtifactError(f"{export.folder} was made from {export.manifest.parent}, which is not beside it. Name it with --against.")
+    raise ArtifactError(
+        f"{export.folder} was made from {export.manifest.parent}, which is not beside it. Name it with --against."
+    )
 
 
 def _data(recipe: "Recipe", source: Artifact) -> "Data":

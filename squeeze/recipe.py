@@ -15,21 +15,21 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from squeeze.bench.workload import BenchSettings
+from squeeze.benchmark.workload import BenchSettings
 from squeeze.compress import Stage
 from squeeze.data import DataSettings
 from squeeze.errors import RecipeError, nearest
-from squeeze.export import ExportSettings
+from squeeze.exporter import ExportSettings
 from squeeze.model import ModelSettings
 from squeeze.provenance import Digest, digest_json
-from squeeze.verify import VerifySettings
+from squeeze.verification import VerifySettings
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000
@@ -41,6 +41,9 @@ MAX_SHOWN = 60
 
 Place = tuple[str | int, ...]
 """Where a value stands: ("stages", 0, "scheme")."""
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Recipe(BaseModel):
@@ -96,6 +99,28 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if document.faults:
         raise RecipeError("\n".join(text for _, text in sorted(set(document.faults))))
     return recipe
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change plain settings by overrides such as `data.label_column=y`. Raises RecipeError with one line for every fault."""
+    document = _Document("--set")
+    document.value = content
+    for number, override in enumerate(overrides):
+        _override(document, override, number)
+    if document.faults:
+        raise RecipeError("\n".join(text for _, text in sorted(set(document.faults))))
+
+
+def validated(kind: type[Settings], content: Any, where: str) -> Settings:
+    """`content` as settings of this kind. Raises RecipeError naming every field that is wrong, and what was seen there."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        lines = [
+            f"{_dotted((where, *f['loc']))} = {_shown(f['input'])}: {f['msg']}."
+            for f in error.errors(include_url=False)
+        ]
+        raise RecipeError("\n".join(lines)) from error
 
 
 def recipe_schema() -> dict[str, Any]:

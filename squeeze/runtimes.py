@@ -153,7 +153,9 @@ class OnnxSession:
         self.device, self.threads, self._ort = device, threads, onnxruntime
         self._session = onnxruntime.InferenceSession(str(folder / MODEL_FILE), options, providers=[provider])
         if provider not in self._session.get_providers():
-            raise DeviceError(f"ONNX Runtime opened {folder} without {provider}. Check the CUDA libraries it needs, or use --device cpu.")
+            raise DeviceError(
+                f"ONNX Runtime opened {folder} without {provider}. Check the CUDA libraries it needs, or use --device cpu."
+            )
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._past = [n for n in self._inputs if n.startswith("past_key_values.")]
         self._output = self._session.get_outputs()[0].name
@@ -167,7 +169,9 @@ class OnnxSession:
             return self._session.run([self._output], feed)[0]  # type: ignore[no-any-return]
         binding = self._session.io_binding()
         for name, array in feed.items():
-            binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0))
+            binding.bind_ortvalue_input(
+                name, self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+            )
         binding.bind_output(self._output, "cpu")
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
@@ -195,7 +199,7 @@ class OnnxSession:
             self._session.run_with_iobinding(binding)
             logits, *cache = binding.get_outputs()
             past = dict(zip(self._past, cache, strict=True))
-            ids = logits.numpy()[:, -1].argmax(axis=-1, keepdims=True).astype(np.int64)
+            ids = best_tokens(logits.numpy())
             length += 1
             return ids
 
@@ -207,7 +211,7 @@ class OnnxSession:
         def step() -> NDArray[np.int64]:
             nonlocal ids
             batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            chosen = self.forward(batch)[:, -1].argmax(axis=-1, keepdims=True).astype(np.int64)
+            chosen = best_tokens(self.forward(batch))
             ids = np.concatenate([ids, chosen], axis=1)
             return chosen
 
@@ -278,6 +282,11 @@ class GenaiSession:
         del self._model
 
 
+def best_tokens(logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The likeliest next token of each text, [batch, 1], from logits [batch, length, vocabulary]."""
+    return np.asarray(logits[:, -1].argmax(axis=-1)[:, None], np.int64)
+
+
 def timed_generation(step: Any, new_tokens: int) -> Generation:
     """Call `step`, which gives the next token of each text [batch, 1], `new_tokens` times; each call timed."""
     tokens, seconds = [], []
@@ -296,17 +305,23 @@ def check_device(runtime: str, device: str) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise DeviceError("torch finds no CUDA device. Install a CUDA build of torch (see pytorch.org), or use --device cpu.")
+            raise DeviceError(
+                "torch finds no CUDA device. Install a CUDA build of torch (see pytorch.org), or use --device cpu."
+            )
     elif runtime == "onnxruntime":
         import onnxruntime
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise DeviceError("this ONNX Runtime has no CUDA: pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu.")
+            raise DeviceError(
+                "this ONNX Runtime has no CUDA: pip install onnxruntime-gpu in place of onnxruntime, or use --device cpu."
+            )
     else:
         import onnxruntime_genai
 
         if not onnxruntime_genai.is_cuda_available():
-            raise DeviceError("this onnxruntime-genai has no CUDA: pip install onnxruntime-genai-cuda, or use --device cpu.")
+            raise DeviceError(
+                "this onnxruntime-genai has no CUDA: pip install onnxruntime-genai-cuda, or use --device cpu."
+            )
 
 
 def head_size(folder: Path) -> int:
@@ -338,7 +353,9 @@ def check_external_data(folder: Path) -> None:
                 continue
             target = Path(os.path.realpath(root / entry.value))
             if Path(entry.value).is_absolute() or not target.is_relative_to(root):
-                raise ArtifactError(f"{path} keeps {tensor.name} at {entry.value!r}, outside its folder. It was not read.")
+                raise ArtifactError(
+                    f"{path} keeps {tensor.name} at {entry.value!r}, outside its folder. It was not read."
+                )
             if not target.is_file():
                 raise ArtifactError(f"{path} keeps {tensor.name} in {entry.value}, which is missing.")
 

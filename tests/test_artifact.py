@@ -274,7 +274,9 @@ def test_the_half_written_folder_of_a_living_process_is_left_alone(tmp_path: Pat
 def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a" / "papers").mkdir(parents=True)
     (tmp_path / "a" / "papers" / "thesis.tex").write_text("ten years")
-    with pytest.raises(ArtifactError, match=r"a holds files that squeeze did not write: papers/thesis\.tex\. Move them"):
+    with pytest.raises(
+        ArtifactError, match=r"a holds files that squeeze did not write: papers/thesis\.tex\. Move them"
+    ):
         write(tmp_path / "a")
     assert (tmp_path / "a" / "papers" / "thesis.tex").read_text() == "ten years"
 
@@ -305,7 +307,9 @@ def test_a_file_or_a_link_in_the_way_is_named(tmp_path: Path) -> None:
 
 def test_a_changed_file_of_the_same_size_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a").file("weights").write_text("1 2 4")
-    with pytest.raises(ArtifactError, match=r"a/weights changed after it was written: sha256:\w{12}…, the manifest says"):
+    with pytest.raises(
+        ArtifactError, match=r"a/weights changed after it was written: sha256:\w{12}…, the manifest says"
+    ):
         read_artifact(tmp_path / "a")
     assert read_artifact(tmp_path / "a", check=False).name == "a"
 
@@ -386,7 +390,11 @@ def test_a_torn_manifest_is_named_and_the_artifact_can_be_made_again(tmp_path: P
 
 def test_what_is_no_artifact_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for name, message in (("nowhere", "does not exist"), ("file", "is not a folder"), (".", r"it holds no squeeze\.json")):
+    for name, message in (
+        ("nowhere", "does not exist"),
+        ("file", "is not a folder"),
+        (".", r"it holds no squeeze\.json"),
+    ):
         assert not is_artifact(tmp_path / name)
         with pytest.raises(ArtifactError, match=message):
             read_artifact(tmp_path / name)

@@ -1,4 +1,5 @@
-"""The terminal's side, on streams of every kind: pipes, terminals wide and narrow, with and without colour and Unicode."""
+"""The terminal's side, on streams of every kind: pipes, terminals wide and narrow, with and without colour and
+Unicode."""
 
 import io
 import json
@@ -49,7 +50,9 @@ def open_stream(monkeypatch: pytest.MonkeyPatch) -> Open:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
 
-    def open_stream(name: str = "stdout", *, encoding: str = "utf-8", terminal: bool = False, columns: int = 0) -> Stream:
+    def open_stream(
+        name: str = "stdout", *, encoding: str = "utf-8", terminal: bool = False, columns: int = 0
+    ) -> Stream:
         if columns:
             monkeypatch.setenv("COLUMNS", str(columns))
         stream = Stream(encoding, terminal)
@@ -74,7 +77,12 @@ def test_a_report_is_printed_with_its_verdict_last(golden: Report, open_stream: 
     console.print_report(golden)
     text = words(out.text)
     assert text.endswith(words(headline(golden)))
-    for part in ("51.1 tokens/s 139 tokens/s 2.72× faster [2.43, 3.25]", "all cells", "all 10 passed", "note: A fixture"):
+    for part in (
+        "51.1 tokens/s 139 tokens/s 2.72× faster [2.43, 3.25]",
+        "all cells",
+        "all 10 passed",
+        "note: A fixture",
+    ):
         assert part in text
     assert "cpu, 2 threads" in text.splitlines()[0]
 
@@ -83,7 +91,9 @@ def test_only_checks_that_failed_are_listed_with_the_report(golden: Report, open
     check = Check(name="integer bytes that differ", value=3, limit=0, passed=False, detail="layer 7")
     broken = ArtifactChecks(artifact="export-1-quantize", checks=(check,))
     out = open_stream()
-    console.print_report(golden.model_copy(update={"checks": (golden.checks[0], broken), "status": "failed", "error": "layer 7"}))
+    console.print_report(
+        golden.model_copy(update={"checks": (golden.checks[0], broken), "status": "failed", "error": "layer 7"})
+    )
     text = words(out.text)
     assert "checks of export-0-source: all 10 passed" in text
     assert "integer bytes that differ FAILED 3 0 layer 7" in text
@@ -102,13 +112,21 @@ def test_an_inspection_lists_sizes_chain_and_layers(open_stream: Open) -> None:
     link = Link(name="0-source", format="torch", digest=digest, parameters=1234, weight_bytes=4936, made_by="loaded")
     layer = LayerRow(name="a.weight", shape=(2, 4), bits=8.5, sparsity=0.25, sqnr_db=None, note="kept in float")
     found = Inspection(
-        source="models/x", task="causal-lm", architecture="Llama", parameters=1234, nonzero_parameters=1200, weight_bytes=4936,
+        source="models/x", task="causal-lm", architecture="Llama", parameters=1234, nonzero_parameters=1200,
+        weight_bytes=4936,
         positions=None, layers=(layer,), chain=(link,), warnings=("holds NaN",),
     )  # fmt: skip
     out = open_stream()
     console.print_inspection(found, layers=True)
     text = words(out.text)
-    for part in ("parameters 1,234", "weights 4.94 kB", "positions no table", "warning holds NaN", digest, "2×4 8.50 25.0% kept in"):
+    for part in (
+        "parameters 1,234",
+        "weights 4.94 kB",
+        "positions no table",
+        "warning holds NaN",
+        digest,
+        "2×4 8.50 25.0% kept in",
+    ):
         assert part in text
     out = open_stream()
     console.print_inspection(found, layers=False)
@@ -134,7 +152,9 @@ def test_a_terminal_gets_colour_and_under_no_color_not_one_escape_sequence(
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])
-def test_no_line_is_wider_than_the_terminal_and_no_number_is_broken(columns: int, golden: Report, open_stream: Open) -> None:
+def test_no_line_is_wider_than_the_terminal_and_no_number_is_broken(
+    columns: int, golden: Report, open_stream: Open
+) -> None:
     out = open_stream(terminal=True, columns=columns)
     console.print_report(golden)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.text)
@@ -235,9 +255,14 @@ def test_progress_in_a_terminal_is_a_bar_on_stderr_that_leaves_stdout_alone(enco
 
 def test_an_error_inside_progress_comes_out_and_the_cursor_is_shown_again(open_stream: Open) -> None:
     err = open_stream("stderr", terminal=True, columns=60)
-    with pytest.raises(KeyboardInterrupt), console.progress() as say:
-        say("bench", 1, 3)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with console.progress() as say:
+            say("bench", 1, 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert err.text.rindex("\x1b[?25h") > err.text.rindex("\x1b[?25l")
 
 

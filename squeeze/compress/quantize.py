@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from squeeze.integers import IntegerWeight
     from squeeze.model import Model
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -45,7 +44,10 @@ class QuantizeStage(BaseModel):
         default=None, description="weights that share a scale, for decoders; none: the scheme's choice for each layer"
     )
     smooth_alpha: float | None = Field(
-        default=None, gt=0, lt=1, description="SmoothQuant's α for decoders, from the calibration split; none: no smoothing"
+        default=None,
+        gt=0,
+        lt=1,
+        description="SmoothQuant's α for decoders, from the calibration split; none: no smoothing",
     )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
 
@@ -105,13 +107,19 @@ def quantize_model(model: "Model", stage: QuantizeStage, calibration: "NDArray[n
     scheme = SCHEMES[stage.scheme]
     layout = scheme.layout(model.task)
     if stage.block_size is not None and layout.block_size == 0:
-        raise QuantizeError(f"block_size is for decoders; {stage.scheme} gives {model.task} one scale per output row. Drop it.")
+        raise QuantizeError(
+            f"block_size is for decoders; {stage.scheme} gives {model.task} one scale per output row. Drop it."
+        )
     notes = _smoothed(model, stage, layout, calibration)
     rows: list[LayerRow] = []
     unmatched = set(stage.keep)
     outputs = output_matrices(model.network)
     for name, weight, transposed, reason in weights(model.network):
-        kept = [pattern for pattern in stage.keep if fnmatch(name.removesuffix(".weight"), pattern) or fnmatch(name, pattern)]
+        kept = [
+            pattern
+            for pattern in stage.keep
+            if fnmatch(name.removesuffix(".weight"), pattern) or fnmatch(name, pattern)
+        ]
         unmatched -= set(kept)
         note = f"kept in float: keep {kept[0]!r}" if kept else reason
         shape = tuple(weight.shape)
@@ -125,18 +133,26 @@ def quantize_model(model: "Model", stage: QuantizeStage, calibration: "NDArray[n
         dequantized = integer.dequantize()
         rows.append(
             LayerRow(
-                name=name, shape=shape, bits=8 * integer.stored_bytes / weight.numel(), sparsity=_sparsity(dequantized),
-                sqnr_db=sqnr_db(weight, dequantized), note=f"one scale per {'row' if block is None else f'{block} weights'}",
-            )  # fmt: skip
+                name=name,
+                shape=shape,
+                bits=8 * integer.stored_bytes / weight.numel(),
+                sparsity=_sparsity(dequantized),
+                sqnr_db=sqnr_db(weight, dequantized),
+                note=f"one scale per {'row' if block is None else f'{block} weights'}",
+            )
         )
         with torch.no_grad():
             weight.copy_(dequantized)
         model.integers[name] = integer
     if unmatched:
         names = [row.name.removesuffix(".weight") for row in rows]
-        raise QuantizeError(f"keep {sorted(unmatched)[0]!r} matches no layer. {nearest(sorted(unmatched)[0], names[:400])}")
+        raise QuantizeError(
+            f"keep {sorted(unmatched)[0]!r} matches no layer. {nearest(sorted(unmatched)[0], names[:400])}"
+        )
     if not model.integers:
-        raise QuantizeError(f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize.")
+        raise QuantizeError(
+            f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize."
+        )
     model.activations = layout.activations
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
@@ -173,7 +189,12 @@ def weights(network: "nn.Module") -> Iterator[tuple[str, "Tensor", bool, str]]:
         if isinstance(module, nn.RNNBase):
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 2:
-                    yield f"{path}.{name}", parameter, False, f"kept in float: {type(module).__name__} weights are not linear layers"
+                    yield (
+                        f"{path}.{name}",
+                        parameter,
+                        False,
+                        f"kept in float: {type(module).__name__} weights are not linear layers",
+                    )
             continue
         if not isinstance(module, nn.Linear | nn.Embedding | Conv1D) or id(module.weight) in seen:
             continue
@@ -216,7 +237,9 @@ def refuse_nonfinite(network: "nn.Module") -> None:
     bad = nonfinite(network)
     if bad:
         listed = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:5])
-        raise QuantizeError(f"{len(bad)} tensors hold NaN or infinite weights: {listed}. Repair the checkpoint; nothing was written.")
+        raise QuantizeError(
+            f"{len(bad)} tensors hold NaN or infinite weights: {listed}. Repair the checkpoint; nothing was written."
+        )
 
 
 def nonfinite(network: "nn.Module") -> dict[str, int]:

@@ -51,7 +51,9 @@ def smooth(model: "Model", alpha: float, blocks: NDArray[np.int64]) -> int:
         if float((after - before).norm() / before.norm()) > EXACT:
             for group, scale in scales:
                 _rescale(group, 1 / scale)
-            raise QuantizeError(f"{model.source} cannot be smoothed: its norms feed more than linear layers. Drop smooth_alpha.")
+            raise QuantizeError(
+                f"{model.source} cannot be smoothed: its norms feed more than linear layers. Drop smooth_alpha."
+            )
     return len(groups)
 
 
@@ -61,7 +63,7 @@ def channel_scales(group: Group, alpha: float) -> Tensor:
         raise QuantizeError("a norm was smoothed without calibration; this is a bug.")
     weight = torch.stack([linear.weight.abs().amax(dim=0) for linear in group.linears]).amax(dim=0).clamp(min=SMALLEST)
     scale = group.peaks.clamp(min=SMALLEST).pow(alpha) / weight.pow(1 - alpha)
-    return scale / scale.log().mean().exp()  # type: ignore[no-any-return]
+    return scale / scale.log().mean().exp()
 
 
 def find_groups(network: nn.Module, blocks: NDArray[np.int64]) -> list[Group]:
@@ -114,7 +116,7 @@ def _shared_weights(network: nn.Module) -> set[int]:
 
 
 def _rescale(group: Group, scale: Tensor) -> None:
-    group.norm.weight.div_(scale)  # type: ignore[union-attr, operator]
+    group.norm.weight.div_(scale)  # type: ignore[operator]
     bias = getattr(group.norm, "bias", None)
     if isinstance(bias, Tensor):
         bias.div_(scale)

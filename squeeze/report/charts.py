@@ -1,9 +1,9 @@
 """Where every mark of the page's charts goes: numbers in, SVG coordinates out, nothing drawn.
 
-Three charts answer three questions. Strips: how far apart are before and after, and do the repeats agree? They start at zero,
-so that lengths compare. Gains: which differences are beyond chance? One logarithmic axis for all rows, better to the right.
-Layers: where did quantization hurt? Rejected: a chart library. The smallest weighs fifty times as much as this file, and needs a
-script where SVG needs none.
+Three charts answer three questions. Strips: how far apart are before and after, and do the repeats agree? They start
+at zero, so that lengths compare. Gains: which differences are beyond chance? One logarithmic axis for all rows,
+better to the right. Layers: where did quantization hurt? Rejected: a chart library. The smallest weighs fifty times
+as much as this file, and needs a script where SVG needs none.
 """
 
 import math
@@ -138,4 +138,3 @@ def _bounded(row: SummaryRow) -> Gain | None:
     if gain is None or row.sense == "unknown" or not all(0 < v < math.inf for v in (gain.low, gain.value, gain.high)):
         return None
     return Gain(gain.value, gain.low, gain.high)
-

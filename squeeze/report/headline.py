@@ -1,7 +1,7 @@
 """The verdict in one or two plain sentences, put together from measured numbers and nothing else.
 
-It leads with what was lost, then says what was gained: a reader who stops early has read the price. Rejected: a score or a
-grade, which would weigh speed against quality on the reader's behalf.
+It leads with what was lost, then says what was gained: a reader who stops early has read the price. Rejected: a score
+or a grade, which would weigh speed against quality on the reader's behalf.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """The page: one HTML file with everything in it, that opens from disk, by mail, or in a notebook's cell.
 
-Drawn from the report alone, so that it can be drawn again later, and better. Names from models and data are text: every value
-passes `visible`, then Jinja2 escapes it. A content security policy forbids every load and every script but our own, by its
-digest, so that a hole in the escaping would still run nothing. Rejected: a script framework and web fonts (a page that needs the
-network is not a record).
+Drawn from the report alone, so that it can be drawn again later, and better. Names from models and data are text:
+every value passes `visible`, then Jinja2 escapes it. A content security policy forbids every load and every script
+but our own, by its digest, so that a hole in the escaping would still run nothing. Rejected: a script framework and
+web fonts (a page that needs the network is not a record).
 """
 
 import base64
@@ -82,8 +82,8 @@ def _templates() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "amount": amount, "figures": figures, "percent": percent, "lines": _lines, "settings": _settings, "json": _pretty,
-        "place": "{:.1f}".format,
+        "amount": amount, "figures": figures, "percent": percent, "lines": _lines, "settings": _settings,
+        "json": _pretty, "place": "{:.1f}".format,
     }  # fmt: skip
     return environment
 

@@ -2,15 +2,17 @@
 
 Two kinds of evidence, two kinds of interval, all at 95 %:
 
-* **Repeats** (times, memory) are few: three, perhaps ten. Each repeat gives one number, the median of its calls, because calls
-  inside one process share their luck. Repeats ran interleaved, so those of two artifacts pair up and a slow minute of the
-  machine cancels in their ratio. The interval is Student's t on the logarithms of the paired ratios (Student 1908).
-* **Examples** (answers, blocks of text) are many: a bootstrap over the examples that both artifacts saw (Efron 1979), and
-  Wilson's interval (1927) for a plain share, which stays honest at 3,000 right out of 3,000.
+* **Repeats** (times, memory) are few: three, perhaps ten. Each repeat gives one number, the median of its calls,
+  because calls inside one process share their luck. Repeats ran interleaved, so those of two artifacts pair up and a
+  slow minute of the machine cancels in their ratio. The interval is Student's t on the logarithms of the paired
+  ratios (Student 1908).
+* **Examples** (answers, blocks of text) are many: a bootstrap over the examples that both artifacts saw (Efron 1979),
+  and Wilson's interval (1927) for a plain share, which stays honest at 3,000 right out of 3,000.
 
-Rejected: the bootstrap for repeats. Resampling three of them cannot reach beyond their range, and the range of three misses the
-truth one time in four: "faster" would be said of two equal models in a quarter of all runs (a test counts it). Also rejected:
-means over calls (one stall moves them) and unpaired tests (they drown a 5 % gain in the machine's drift).
+Rejected: the bootstrap for repeats. Resampling three of them cannot reach beyond their range, and the range of three
+misses the truth one time in four: "faster" would be said of two equal models in a quarter of all runs (a test counts
+it). Also rejected: means over calls (one stall moves them) and unpaired tests (they drown a 5 % gain in the machine's
+drift).
 """
 
 import math
@@ -30,6 +32,9 @@ FEWEST = 3
 RESAMPLES = 2000
 AT_ONCE = 1_000_000
 """Drawn examples held in memory at a time."""
+
+SMALL_T = (12.706, 4.303, 3.182, 2.776)
+"""Student's t at 95 %, two-sided, for 1 to 4 degrees of freedom."""
 
 Floats = NDArray[np.float64]
 
@@ -76,10 +81,10 @@ def by_repeat(m: Measurement) -> dict[int, float]:
 
 
 def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
-    """Ratio of the medians over the repeats that both have, with the t interval of the paired ratios; n of 0: nothing shared.
+    """Ratio of the medians over the repeats that both have, with the t interval of the paired ratios.
 
     The interval is centred on the geometric mean of the paired ratios and widened, where need be, to hold the value.
-    Values that are not positive have no ratio: n is 0 then as well.
+    n is 0 where no repeat is shared, or where a value is not positive and so has no ratio.
     """
     above, below = by_repeat(numerator), by_repeat(denominator)
     shared = sorted(above.keys() & below.keys())
@@ -96,7 +101,7 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
 
 
 def perplexity(m: Measurement) -> float:
-    """exp of the mean negative log-likelihood of a token; values are sums over blocks, weights their counts of tokens."""
+    """exp of the mean negative log-likelihood of a token; values are sums over blocks, weights their tokens."""
     return _exp(sum(m.values) / float(_weights(m).sum()))
 
 
@@ -136,8 +141,8 @@ def share(values: Sequence[float]) -> Interval:
 
 
 def student_t(freedom: int) -> float:
-    """Two-sided 95 % point of Student's t: from a table up to 4 degrees of freedom, then the expansion 26.7.5 of Abramowitz
-    and Stegun (1964), off by less than 0.004. scipy would be a dependency for this one line.
+    """Two-sided 95 % point of Student's t: a table up to 4 degrees of freedom, then Abramowitz and Stegun's expansion
+    26.7.5 (1964), off by less than 0.004. scipy would be a dependency for this one line.
     """
     if freedom <= len(SMALL_T):
         return SMALL_T[freedom - 1]
@@ -148,10 +153,7 @@ def student_t(freedom: int) -> float:
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
-
-
-SMALL_T = (12.706, 4.303, 3.182, 2.776)
+    return sum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
 def _weights(m: Measurement) -> Floats:
@@ -164,7 +166,7 @@ def _exp(value: float) -> float:
 
 
 def _bootstrap(n: int, statistic: Callable[[NDArray[np.intp]], Floats], seed: int) -> Interval:
-    """Percentile bootstrap over `n` examples; `statistic` maps indexes [..., n] to values [...]. Same seed, same interval."""
+    """Percentile bootstrap over `n` examples; `statistic` maps indexes [..., n] to values [...]."""
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     value = float(statistic(np.arange(n)))

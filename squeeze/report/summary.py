@@ -1,15 +1,18 @@
-"""Before and after in rows: what the terminal, the page and the README all show, worked out once, here, from a report.
+"""Before and after in rows: what the terminal, the page and the README all show, worked out once, here, from a
+report.
 
-Like is compared with like: the same quantity, workload, device and threads, and the export of the result with the export of the
-source. Where the source was not exported the source itself stands in, and the row names both runtimes. A verdict is a claim, so
-it is made only where the interval excludes "no difference" and rests on three repeats or more; a measurement that failed is a
-row with its reason, never a gap.
+Like is compared with like: the same quantity, workload, device and threads, and the export of the result with the
+export of the source. Where the source was not exported the source itself stands in, and the row names both runtimes.
+A verdict is a claim, so it is made only where the interval excludes "no difference" and rests on three repeats or
+more; a measurement that failed is a row with its reason, never a gap.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from squeeze.provenance import Digest
 from squeeze.report import stats
 from squeeze.report.schema import Manifest, Measurement, Report
 from squeeze.report.stats import Interval
@@ -117,24 +120,26 @@ class Quantity:
 def ends(report: Report) -> tuple[str, str]:
     """Names of the artifacts compared, source and result; the same twice where there is one, empty where there is none.
 
-    The result is the last export, or the last artifact. The source is the first artifact's export where both are exports.
+    The result is the last export, or the last artifact. The source is the first artifact, or its export where the
+    result is one.
     """
     if not report.manifests:
         return "", ""
-    return _sources(report)[0], _result(report).name
+    names = _names(report)
+    return names[_sources(report)[0]], names[_result(report).digest]
 
 
 def summarize(report: Report) -> list[SummaryRow]:
     """Rows of the before/after table: quality, speed, memory, size. No rows where nothing was measured."""
     if not report.manifests:
         return []
-    measured = with_memory_above_baseline(report.measurements)
-    sources, result = _sources(report), _result(report).name
+    measured = _measured(report)
+    sources, result = _sources(report), _result(report).digest
     alone = result in sources
     rows = [
         _row(measured, None if alone else _partner(measured, sources, after), after, alone=alone)
         for after in measured
-        if after.artifact == result and (after.quantity in QUANTITIES or after.quantity == "quality")
+        if after.artifact_digest == result and (after.quantity in QUANTITIES or after.quantity == "quality")
     ]
     order = ["quality", *QUANTITIES]
     return sorted(rows, key=lambda row: order.index(row.quantity))
@@ -143,13 +148,13 @@ def summarize(report: Report) -> list[SummaryRow]:
 def cells(report: Report) -> list[CellRow]:
     """Every measurement of the report, also those that are compared with nothing and those that failed."""
     rows = []
-    for m in with_memory_above_baseline(report.measurements):
+    for m in _measured(report):
         value, text = _show(m)
-        rows.append(
-            CellRow(
-                m.artifact, m.runtime, label(m), value, text, _spread(m), len(m.values), m.device, m.threads, m.error or "", m.note
-            )
-        )
+        row = CellRow(
+            artifact=m.artifact, runtime=m.runtime, label=label(m), value=value, text=text, spread=_spread(m),
+            n=len(m.values), device=m.device, threads=m.threads, error=m.error or "", note=m.note,
+        )  # fmt: skip
+        rows.append(row)
     return rows
 
 
@@ -176,7 +181,9 @@ def label(m: Measurement) -> str:
 
 
 def with_memory_above_baseline(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """The measurements, each peak followed by what it rose above its own child's baseline: the libraries are not the model."""
+    """The measurements, each peak of memory followed by its rise above what its own child held before the model was
+    opened: the libraries are not the model.
+    """
     every: list[Measurement] = []
     baselines = {_cell(m): stats.by_repeat(m) for m in measurements if m.quantity == "baseline_memory"}
     for m in measurements:
@@ -189,29 +196,44 @@ def with_memory_above_baseline(measurements: Sequence[Measurement]) -> list[Meas
     return every
 
 
+def _names(report: Report) -> dict[Digest, str]:
+    """Digest -> name. Artifacts of two runs may share a name; theirs are told apart by their digests."""
+    named = {m.digest: m.name for m in report.manifests}
+    several = {name for name, times in Counter(named.values()).items() if times > 1}
+    return {digest: f"{name} ({digest[7:15]})" if name in several else name for digest, name in named.items()}
+
+
+def _measured(report: Report) -> list[Measurement]:
+    """All measurements, each under a name that is its artifact's alone."""
+    names = _names(report)
+    named = [m.model_copy(update={"artifact": names.get(m.artifact_digest, m.artifact)}) for m in report.measurements]
+    return with_memory_above_baseline(named)
+
+
 def _result(report: Report) -> Manifest:
     exports = [m for m in report.manifests if m.format == "onnx"]
     return exports[-1] if exports else report.manifests[-1]
 
 
-def _sources(report: Report) -> list[str]:
-    """Names that stand for the source, the one most like the result first."""
+def _sources(report: Report) -> list[Digest]:
+    """Digests of the artifacts that stand for the source, the one most like the result first."""
     first, result = report.manifests[0], _result(report)
-    if first.format == "torch" and result.format == "onnx":
-        digest = first.digest
-        exported = [m.name for m in report.manifests if m.format == "onnx" and m.parent == digest]
-        return [*exported, first.name]
-    return [first.name]
+    exports = [m for m in report.manifests if m.format == "onnx" and m is not result]
+    source = first.digest
+    if result.format == "torch" or first.format == "onnx":
+        return [source]
+    return [*(m.digest for m in exports if m.parent == source), source]
 
 
-def _partner(measured: Sequence[Measurement], sources: Sequence[str], after: Measurement) -> Measurement | None:
-    """The source's measurement to hold against `after`: the same runtime if there is one, the first that stands for the source
-    if not. Where quality failed for a source, that failure is the partner: no other runtime silently takes its place.
+def _partner(measured: Sequence[Measurement], sources: Sequence[Digest], after: Measurement) -> Measurement | None:
+    """The source's measurement to hold against `after`: in the same runtime if there is one, else the first.
+
+    Where quality failed for the source, that failure is the partner: no other runtime silently takes its place.
     """
     for source in sources:
-        alike = [m for m in measured if m.artifact == source and _like(m) == _like(after)]
+        alike = [m for m in measured if m.artifact_digest == source and _like(m) == _like(after)]
         if QUANTITIES.get(after.quantity, TIMED).examples:
-            alike += [m for m in measured if m.artifact == source and m.quantity == "quality"]
+            alike += [m for m in measured if m.artifact_digest == source and m.quantity == "quality"]
         if alike:
             return next((m for m in alike if m.runtime == after.runtime), alike[0])
     return None
@@ -222,12 +244,10 @@ def _like(m: Measurement) -> tuple[object, ...]:
 
 
 def _cell(m: Measurement) -> tuple[object, ...]:
-    return m.artifact, m.runtime, m.device, m.threads
+    return m.artifact_digest, m.runtime, m.device, m.threads
 
 
-def _row(
-    measured: Sequence[Measurement], before: Measurement | None, after: Measurement, *, alone: bool
-) -> SummaryRow:  # fmt: skip
+def _row(measured: Sequence[Measurement], before: Measurement | None, after: Measurement, *, alone: bool) -> SummaryRow:
     kind = QUANTITIES.get(after.quantity, TIMED)
     if kind.judge is None:
         before = None
@@ -236,8 +256,9 @@ def _row(
     notes = [m.note for m in (before, after) if m is not None and m.note]
     notes += [note for note in (_unsteady(before, after), _stuck(measured, after)) if note]
     return SummaryRow(
-        quantity=after.quantity, label=label(after), unit=after.unit, before=sides[0], after=sides[1], words=verdict.words,
-        bounds=verdict.bounds, sense=verdict.sense, gain=verdict.gain, runtime=_runtimes(before, after), where=_where(after), evidence=_evidence(kind, after),
+        quantity=after.quantity, label=label(after), unit=after.unit, before=sides[0], after=sides[1],
+        words=verdict.words, bounds=verdict.bounds, sense=verdict.sense, gain=verdict.gain,
+        runtime=_runtimes(before, after), where=_where(after), evidence=_evidence(kind, after),
         note="; ".join(dict.fromkeys(notes)),
     )  # fmt: skip
 
@@ -356,7 +377,9 @@ TIMED = Quantity("", _show_median, None)
 """How a quantity that is in no table is shown: the median of its repeats."""
 
 QUANTITIES: dict[str, Quantity] = {
-    "negative_log_likelihood": Quantity("perplexity", _show_perplexity, judge_perplexity, examples="block", dotted=True),
+    "negative_log_likelihood": Quantity(
+        "perplexity", _show_perplexity, judge_perplexity, examples="block", dotted=True
+    ),
     "correct": Quantity("accuracy", _show_share, judge_accuracy, examples="example"),
     "same_answer": Quantity("same answers as the source", _show_share, None, examples="example"),
     "cosine_to_source": Quantity("cosine to the source", _show_mean, None, examples="example"),

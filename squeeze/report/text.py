@@ -1,8 +1,9 @@
 """Numbers and foreign names as plain text, the same in a terminal, on the page and in a pipe.
 
-Numbers never pass through the locale: a report reads the same under a comma locale. Names come from models, files and data
-sets, and some are hostile: escape sequences that recolour a terminal, marks that turn the reading direction so that "gpj.exe"
-shows as "exe.jpg". `visible` shows such characters as codes. Rejected: dropping them (two different names would look alike).
+Numbers never pass through the locale: a report reads the same under a comma locale. Names come from models, files and
+data sets, and some are hostile: escape sequences that recolour a terminal, marks that turn the reading direction so
+that "gpj.exe" shows as "exe.jpg". `visible` shows such characters as codes. Rejected: dropping them (two different
+names would look alike).
 """
 
 import json
@@ -24,8 +25,9 @@ UNENCODABLE = {
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """The text with every control, direction and unassigned character as its code (`\\x1b`, `\\u202e`); with `lines`, line
-    breaks stay.
+    """The text with every control, direction and unassigned character as its code (`\\x1b`, `\\u202e`).
+
+    With `lines`, line breaks stay.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -43,7 +45,7 @@ def encodable(text: str, encoding: str | None) -> str:
 
 
 def figures(value: float, digits: int = 3) -> str:
-    """`value` with so many significant digits, thousands separated, never in scientific notation: 0.0123, 1.50, 1,234."""
+    """`value` with so many significant digits, thousands separated, never with an exponent: 0.0123, 1.50, 1,234."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:
@@ -85,9 +87,9 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """JSON that every parser and every encoding takes: ASCII, and infinity and NaN as the strings that reports hold them in.
+    """JSON that every parser and every encoding takes: ASCII, infinity and NaN as the strings that reports hold.
 
-    `json.dumps` alone would write `Infinity`, which is not JSON, and a check that has nothing to compare has that value.
+    `json.dumps` alone would write `Infinity`, which is not JSON, and a check with nothing to compare has that value.
     """
     separators = (",", ":") if indent is None else None
     return json.dumps(_finite(content), indent=indent, separators=separators, ensure_ascii=True, allow_nan=False)

@@ -1,8 +1,9 @@
-"""What may be claimed of a measurement before and after: in words, with its interval, and no further than the evidence goes.
+"""What may be claimed of a measurement before and after: in words, with its interval, and no further than the
+evidence goes.
 
-Each judge takes two measurements of one quantity, (before, after), and returns a Verdict. "faster", "worse" and their like are
-said only where the interval excludes "no difference" and rests on three repeats (examples, blocks) or more. Rejected: stars and
-p-values, which say that something differs but not by how much.
+Each judge takes two measurements of one quantity, (before, after), and returns a Verdict. "faster", "worse" and their
+like are said only where the interval excludes "no difference" and rests on three repeats (examples, blocks) or more.
+Rejected: stars and p-values, which say that something differs but not by how much.
 """
 
 import math

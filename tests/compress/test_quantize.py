@@ -13,7 +13,9 @@ from squeeze.model import load_model
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
 @pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"])
-def test_every_scheme_leaves_exactly_the_dequantized_weights(scheme: str, family: str, request: pytest.FixtureRequest) -> None:
+def test_every_scheme_leaves_exactly_the_dequantized_weights(
+    scheme: str, family: str, request: pytest.FixtureRequest
+) -> None:
     model = load_model(request.getfixturevalue(family))
     record = QuantizeStage(scheme=scheme).apply(model)
     parameters = dict(model.network.named_parameters())
@@ -80,7 +82,8 @@ def test_a_block_size_for_an_encoder_is_refused(tiny_bert_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "largest", "expected"), [(576, 256, 64), (1536, 256, 256), (64, 256, 64), (384, 256, 128), (576, 32, 32), (100, 256, 256)]
+    ("columns", "largest", "expected"),
+    [(576, 256, 64), (1536, 256, 256), (64, 256, 64), (384, 256, 128), (576, 32, 32), (100, 256, 256)],
 )
 def test_the_block_divides_the_row_where_one_can(columns: int, largest: int, expected: int) -> None:
     block = best_block(columns, largest)

@@ -66,17 +66,20 @@ def hostile(golden: Report) -> Report:
     first, second, *rest = golden.manifests
     assert second.record is not None
     layer = LayerRow(name=HOSTILE, shape=(2, 2), bits=8, sparsity=0, sqnr_db=40, note=HOSTILE)
-    record = second.record.model_copy(update={"layers": (layer, layer), "notes": (HOSTILE,), "settings": {HOSTILE: HOSTILE}})
+    record = second.record.model_copy(
+        update={"layers": (layer, layer), "notes": (HOSTILE,), "settings": {HOSTILE: HOSTILE}}
+    )
     manifests = (first.model_copy(update={"source": HOSTILE}), second.model_copy(update={"record": record}), *rest)
     measurements = tuple(
-        m.model_copy(update={"note": HOSTILE, "runtime": HOSTILE, "values": (), "repeat": (), "weights": None, "error": HOSTILE})
+        m.model_copy(update={"note": HOSTILE, "runtime": HOSTILE, "values": (), "repeat": (), "error": HOSTILE})
         if m.quantity == "load_time" else m
         for m in golden.measurements
     )  # fmt: skip
     check = Check(name=HOSTILE, value=math.inf, limit=1e-3, passed=False, detail=HOSTILE)
     return golden.model_copy(
         update={
-            "title": HOSTILE, "manifests": manifests, "measurements": measurements, "notes": (HOSTILE,), "recipe": {HOSTILE: HOSTILE},
+            "title": HOSTILE, "manifests": manifests, "measurements": measurements, "notes": (HOSTILE,),
+            "recipe": {HOSTILE: HOSTILE},
             "checks": (ArtifactChecks(artifact=HOSTILE, checks=(check,)),), "status": "failed", "error": HOSTILE,
             "environment": golden.environment.model_copy(update={"cpu": HOSTILE, "packages": {HOSTILE: HOSTILE}}),
         }
@@ -100,7 +103,9 @@ def test_the_page_loads_nothing_from_anywhere(golden: Report) -> None:
 
 def test_the_policy_forbids_every_load_and_every_script_but_the_page_s_own(golden: Report) -> None:
     page = render_page(golden)
-    policy = next(attrs["content"] for _, attrs in Parsed(page).elements if attrs.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        attrs["content"] for _, attrs in Parsed(page).elements if attrs.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -140,7 +145,9 @@ def test_hostile_names_add_no_element_and_no_script(golden: Report, hostile: Rep
 def test_hostile_names_are_shown_as_text(hostile: Report) -> None:
     page = Parsed(render_page(hostile))
     (title,) = page.texts["h1"]
-    assert title == "</script><script>alert(1)</script><img src=x onerror=alert(1)>'\"&\\x1b[31m\\u202egpj.exe\\n{{ 7*7 }}"
+    assert (
+        title == "</script><script>alert(1)</script><img src=x onerror=alert(1)>'\"&\\x1b[31m\\u202egpj.exe\\n{{ 7*7 }}"
+    )
 
 
 def test_no_control_or_direction_mark_is_anywhere_in_the_page(hostile: Report) -> None:
@@ -162,7 +169,9 @@ def test_a_failed_run_says_so_before_anything_else(golden: Report) -> None:
 
 def test_failed_checks_stand_open_and_passed_ones_are_folded(golden: Report) -> None:
     checks = golden.checks[0].checks
-    broken = ArtifactChecks(artifact="export-1-quantize", checks=(*checks, checks[0].model_copy(update={"passed": False})))
+    broken = ArtifactChecks(
+        artifact="export-1-quantize", checks=(*checks, checks[0].model_copy(update={"passed": False}))
+    )
     page = render_page(golden.model_copy(update={"checks": (golden.checks[0], broken)}))
     assert page.count("<details open>") == 1
     assert "1 of 11 failed" in page
@@ -198,7 +207,9 @@ def test_a_measurement_that_failed_is_shown_with_its_reason(golden: Report) -> N
 
 
 def test_a_report_of_nothing_is_a_page(golden: Report) -> None:
-    empty = golden.model_copy(update={"manifests": (), "measurements": (), "checks": (), "notes": (), "data": {}, "recipe": {}})
+    empty = golden.model_copy(
+        update={"manifests": (), "measurements": (), "checks": (), "notes": (), "data": {}, "recipe": {}}
+    )
     page = Parsed(render_page(empty))
     assert page.open == []
     assert "Nothing was measured." in page.text
@@ -227,7 +238,9 @@ def test_every_mark_lies_inside_its_chart(golden: Report) -> None:
     places = [place for gain in gains if gain for place in (gain.low, gain.value, gain.high)]
     assert all(0 <= place <= charts.GAIN_WIDTH for place in (axis.one, *(x for x, _ in axis.ticks), *places))
     for strip in filter(None, map(charts.strip, rows)):
-        assert all(0 <= x <= charts.STRIP_WIDTH for x in (strip.before, strip.after, *strip.before_dots, *strip.after_dots))
+        assert all(
+            0 <= x <= charts.STRIP_WIDTH for x in (strip.before, strip.after, *strip.before_dots, *strip.after_dots)
+        )
 
 
 def test_better_lies_right_of_one_and_worse_left(golden: Report) -> None:
@@ -239,7 +252,9 @@ def test_better_lies_right_of_one_and_worse_left(golden: Report) -> None:
 
 
 def test_a_layer_chart_puts_less_noise_higher() -> None:
-    layers = [LayerRow(name=str(n), shape=(2, 2), bits=8, sparsity=0, sqnr_db=db) for n, db in enumerate((20.0, None, 45.0))]
+    layers = [
+        LayerRow(name=str(n), shape=(2, 2), bits=8, sparsity=0, sqnr_db=db) for n, db in enumerate((20.0, None, 45.0))
+    ]
     chart = charts.layer_chart(layers)
     assert chart is not None
     assert [dot.title for dot in chart.dots] == ["0: 20.0 dB", "2: 45.0 dB"]

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from squeeze.errors import ReportError
 from squeeze.provenance import digest_bytes, environment
-
 from squeeze.report.schema import (
     ArtifactChecks,
     Check,
@@ -174,7 +173,9 @@ def test_a_torn_report_is_named(tmp_path: Path, keep: int) -> None:
         read_report(path)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"schema_version": 1}', '{"schema_version": "1", "measurements": []}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "3", "{}", '{"schema_version": 1}', '{"schema_version": "1", "measurements": []}']
+)
 def test_foreign_json_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "foreign.json"
     path.write_text(text, "utf-8")

@@ -1,4 +1,5 @@
-"""Statistics against hand-worked cases, laws that hold for any values, and simulated runs in which the truth is known."""
+"""Statistics against hand-worked cases, laws that hold for any values, and simulated runs in which the truth is
+known."""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ def test_values_without_repeat_indexes_are_one_repeat() -> None:
 
 def test_a_constant_ratio_has_an_interval_of_no_width() -> None:
     found = stats.ratio(measured([2, 4, 8]), measured([1, 2, 4]))
-    assert (found.value, found.low, found.high, found.n) == (2.0, pytest.approx(2.0), pytest.approx(2.0), 3)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    assert found.n == 3
 
 
 def test_the_interval_of_a_ratio_is_student_s_on_its_logarithms() -> None:
@@ -66,7 +68,7 @@ def test_the_interval_of_a_ratio_is_student_s_on_its_logarithms() -> None:
 
 def test_repeats_pair_up_by_index_and_not_by_place() -> None:
     found = stats.ratio(measured([2, 4, 8], repeat=[0, 1, 2]), measured([4, 1, 2], repeat=[2, 0, 1]))
-    assert (found.low, found.high) == (pytest.approx(2.0), pytest.approx(2.0))
+    assert (found.low, found.high) == pytest.approx((2, 2))
 
 
 def test_a_repeat_that_only_one_side_finished_is_left_out() -> None:
@@ -77,7 +79,7 @@ def test_a_repeat_that_only_one_side_finished_is_left_out() -> None:
 def test_a_slow_minute_that_hits_both_cancels() -> None:
     steady = stats.ratio(measured([2.0, 2.02, 1.98]), measured([1.0, 1.0, 1.0]))
     drifting = stats.ratio(measured([2.0, 4.04, 1.98]), measured([1.0, 2.0, 1.0]))
-    assert (drifting.low, drifting.high) == (pytest.approx(steady.low), pytest.approx(steady.high))
+    assert (drifting.low, drifting.high) == pytest.approx((steady.low, steady.high))
 
 
 def test_one_repeat_has_a_ratio_without_an_interval() -> None:

@@ -19,7 +19,8 @@ SHORT, LONG = Workload(kind="fixed", batch=1, sequence=16), Workload(kind="fixed
 
 def manifest(name: str, parent: Manifest | None = None) -> Manifest:
     return Manifest(
-        name=name, format="onnx" if name.startswith("export-") else "torch", task="text-classification", source="models/x",
+        name=name, format="onnx" if name.startswith("export-") else "torch", task="text-classification",
+        source="models/x",
         files={}, parent=parent.digest if parent else None, record=None, data={}, parameters=8, nonzero_parameters=8,
         weight_bytes=8, inputs=DIGEST, environment=environment(), created="2026-11-24T00:00:00+00:00", extra={},
     )  # fmt: skip
@@ -34,19 +35,21 @@ CHAIN = (SOURCE, RESULT, SOURCE_EXPORT, RESULT_EXPORT)
 def measured(artifact: Manifest, quantity: str, values: Sequence[float], **changes: Any) -> Measurement:
     """A measurement with one value a repeat; without values, one that failed."""
     repeated = quantity not in ("negative_log_likelihood", "correct", "same_answer", "cosine_to_source", "weight_bytes")
-    fields: dict[str, Any] = dict(
-        quantity=quantity, unit="s", values=tuple(values), workload=None, artifact=artifact.name,
-        artifact_digest=DIGEST, runtime="torch" if artifact.format == "torch" else "onnxruntime", device="cpu", threads=2,
-        repeat=tuple(range(len(values))) if repeated else (), error=None if values else "killed by SIGKILL",
-    )  # fmt: skip
+    runtime = "torch" if artifact.format == "torch" else "onnxruntime"
+    fields: dict[str, Any] = {
+        "quantity": quantity, "unit": "s", "values": tuple(values), "workload": None, "artifact": artifact.name,
+        "artifact_digest": artifact.digest, "runtime": runtime, "device": "cpu", "threads": 2,
+        "repeat": tuple(range(len(values))) if repeated else (), "error": None if values else "killed by SIGKILL",
+    }  # fmt: skip
     return Measurement(**{**fields, **changes})
 
 
 def report(*measurements: Measurement, manifests: Sequence[Manifest] = CHAIN, **changes: Any) -> Report:
-    fields: dict[str, Any] = dict(
-        title="a run", recipe={}, manifests=tuple(manifests), checks=(), measurements=measurements,
-        environment=environment(), started="2026-11-24T00:00:00+00:00", seconds=1.0, notes=(), status="ok", error=None,
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "title": "a run", "recipe": {}, "manifests": tuple(manifests), "checks": (), "measurements": measurements,
+        "environment": environment(), "started": "2026-11-24T00:00:00+00:00", "seconds": 1.0, "notes": (),
+        "status": "ok", "error": None,
+    }  # fmt: skip
     return Report(**{**fields, **changes})
 
 
@@ -56,7 +59,9 @@ def only_row(*measurements: Measurement, manifests: Sequence[Manifest] = CHAIN) 
 
 
 def compare(quantity: str, before: Sequence[float], after: Sequence[float], **changes: Any) -> SummaryRow:
-    sides = (measured(m, quantity, values, **changes) for m, values in ((SOURCE_EXPORT, before), (RESULT_EXPORT, after)))
+    sides = (
+        measured(m, quantity, values, **changes) for m, values in ((SOURCE_EXPORT, before), (RESULT_EXPORT, after))
+    )
     return only_row(*sides)
 
 
@@ -98,6 +103,30 @@ def test_the_export_of_an_earlier_stage_does_not_pass_for_the_source() -> None:
     assert ends(run) == ("0-source", "export-2-quantize")
 
 
+def test_a_run_without_stages_compares_the_export_with_what_was_exported() -> None:
+    run = report(
+        measured(SOURCE, "latency", [2, 2, 2]),
+        measured(SOURCE_EXPORT, "latency", [1, 1, 1]),
+        manifests=(SOURCE, SOURCE_EXPORT),
+    )
+    assert ends(run) == ("0-source", "export-0-source")
+    assert summarize(run)[0].words == "2.00× faster"
+
+
+def test_artifacts_of_two_runs_with_one_name_are_told_apart_by_their_digests() -> None:
+    other = RESULT_EXPORT.model_copy(update={"nonzero_parameters": 4})
+    run = report(
+        measured(RESULT_EXPORT, "latency", [2, 2, 2]),
+        measured(other, "latency", [1, 1, 1]),
+        manifests=(RESULT_EXPORT, other),
+    )
+    (row,) = summarize(run)
+    before, after = (f"export-1-quantize ({m.digest[7:15]})" for m in (RESULT_EXPORT, other))
+    assert ends(run) == (before, after)
+    assert (row.before.artifact, row.after.artifact, row.words) == (before, after, "2.00× faster")
+    assert pivot(cells(run))[0] == ["", f"{before}, onnxruntime", f"{after}, onnxruntime"]
+
+
 def test_of_several_runtimes_the_same_one_is_compared() -> None:
     row = only_row(
         measured(SOURCE_EXPORT, "latency", [9, 9, 9]),
@@ -118,7 +147,13 @@ def test_another_workload_thread_count_or_device_is_not_compared(change: dict[st
 
 def test_each_workload_is_a_row_of_its_own() -> None:
     rows = summarize(
-        report(*(measured(m, "latency", [1, 1, 1], workload=w) for m in (SOURCE_EXPORT, RESULT_EXPORT) for w in (SHORT, LONG)))
+        report(
+            *(
+                measured(m, "latency", [1, 1, 1], workload=w)
+                for m in (SOURCE_EXPORT, RESULT_EXPORT)
+                for w in (SHORT, LONG)
+            )
+        )
     )
     assert [row.label for row in rows] == ["latency, 1×16", "latency, 8×128"]
 
@@ -160,7 +195,10 @@ def test_where_quality_failed_in_the_source_s_export_torch_does_not_silently_tak
 
 def test_quality_that_failed_in_the_result_leads_the_table() -> None:
     rows = summarize(
-        report(measured(RESULT_EXPORT, "latency", [1, 1, 1]), measured(RESULT_EXPORT, "quality", [], error="exit code 1: NaN"))
+        report(
+            measured(RESULT_EXPORT, "latency", [1, 1, 1]),
+            measured(RESULT_EXPORT, "quality", [], error="exit code 1: NaN"),
+        )
     )
     assert [row.label for row in rows] == ["quality", "latency"]
     assert rows[0].words == "not measured for the result: exit code 1: NaN"
@@ -197,11 +235,18 @@ def test_two_blocks_of_text_are_too_few() -> None:
 def test_accuracy_changes_in_points() -> None:
     before = [1.0] * 900 + [0.0] * 100
     row = compare("correct", before, [0.0] * 50 + before[50:], unit="")
-    assert (row.before.text, row.after.text, row.words, row.sense) == ("90.00\u00a0%", "85.00\u00a0%", "5.00 points worse", "worse")
+    assert (row.before.text, row.after.text, row.words, row.sense) == (
+        "90.00\u00a0%",
+        "85.00\u00a0%",
+        "5.00 points worse",
+        "worse",
+    )
     assert compare("correct", before, before, unit="").verdict == "no difference shown [+0.00, +0.00] points"
 
 
-@pytest.mark.parametrize(("answers", "note"), [((2.0,) * 4, "the result gives the same answer to every example"), ((2.0, 2, 1, 2), "")])
+@pytest.mark.parametrize(
+    ("answers", "note"), [((2.0,) * 4, "the result gives the same answer to every example"), ((2.0, 2, 1, 2), "")]
+)
 def test_a_classifier_that_only_says_one_thing_is_pointed_out(answers: tuple[float, ...], note: str) -> None:
     correct = [measured(m, "correct", [1.0, 1.0, 0.0, 1.0], unit="") for m in (SOURCE_EXPORT, RESULT_EXPORT)]
     row = only_row(*correct, measured(RESULT_EXPORT, "answer", answers, unit="", repeat=()))
@@ -224,8 +269,14 @@ def test_the_worst_cosine_is_shown_beside_the_mean() -> None:
 def test_memory_above_the_baseline_is_a_row_below_the_peak() -> None:
     rows = summarize(
         report(
-            *(measured(SOURCE_EXPORT, q, v, unit="bytes") for q, v in (("peak_memory", [9e8] * 3), ("baseline_memory", [1e8] * 3))),
-            *(measured(RESULT_EXPORT, q, v, unit="bytes") for q, v in (("peak_memory", [3e8] * 3), ("baseline_memory", [1e8] * 3))),
+            *(
+                measured(SOURCE_EXPORT, q, v, unit="bytes")
+                for q, v in (("peak_memory", [9e8] * 3), ("baseline_memory", [1e8] * 3))
+            ),
+            *(
+                measured(RESULT_EXPORT, q, v, unit="bytes")
+                for q, v in (("peak_memory", [3e8] * 3), ("baseline_memory", [1e8] * 3))
+            ),
         )
     )
     assert [(row.label, row.words) for row in rows] == [
@@ -241,7 +292,9 @@ def test_bytes_on_disk_are_counted_and_have_no_interval() -> None:
 
 
 def test_repeats_that_disagree_are_called_unsteady() -> None:
-    assert compare("latency", [1.0, 1.5, 2.0], [1.0, 1.0, 1.0]).note.startswith("unsteady: repeats spread by ±17\u00a0%")
+    assert compare("latency", [1.0, 1.5, 2.0], [1.0, 1.0, 1.0]).note.startswith(
+        "unsteady: repeats spread by ±17\u00a0%"
+    )
     assert compare("latency", [1.0, 1.01, 1.0], [1.0, 1.0, 1.0]).note == ""
 
 
@@ -275,7 +328,12 @@ def test_a_failed_run_has_no_verdict() -> None:
 
 
 def test_several_workloads_share_one_clause_of_the_headline() -> None:
-    pairs = ((SOURCE_EXPORT, SHORT, 2.0), (SOURCE_EXPORT, LONG, 3.0), (RESULT_EXPORT, SHORT, 1.0), (RESULT_EXPORT, LONG, 1.0))
+    pairs = (
+        (SOURCE_EXPORT, SHORT, 2.0),
+        (SOURCE_EXPORT, LONG, 3.0),
+        (RESULT_EXPORT, SHORT, 1.0),
+        (RESULT_EXPORT, LONG, 1.0),
+    )
     run = report(*(measured(m, "latency", [v] * 3, workload=w) for m, w, v in pairs))
     assert headline(run).endswith(": answers 2.00× to 3.00× faster in 2 workloads.")
 
@@ -286,7 +344,9 @@ def test_the_headline_counts_what_could_not_be_measured() -> None:
 
 
 def test_the_headline_claims_nothing_from_one_repeat() -> None:
-    run = report(*(measured(m, "peak_memory", [v], unit="bytes") for m, v in ((SOURCE_EXPORT, 4e8), (RESULT_EXPORT, 1e8))))
+    run = report(
+        *(measured(m, "peak_memory", [v], unit="bytes") for m, v in ((SOURCE_EXPORT, 4e8), (RESULT_EXPORT, 1e8)))
+    )
     assert "peaks at 25.0\u00a0% of the memory (too few repeats to call)" in headline(run)
 
 
@@ -307,7 +367,9 @@ def test_all_cells_are_listed_compared_or_not_with_a_column_for_each() -> None:
 
 def test_a_real_run_reads_as_it_should() -> None:
     run = read_report(GOLDEN)
-    rows = [(row.label, row.change.replace("\u00a0", " "), row.verdict.replace("\u00a0", " ")) for row in summarize(run)]
+    rows = [
+        (row.label, row.change.replace("\u00a0", " "), row.verdict.replace("\u00a0", " ")) for row in summarize(run)
+    ]
     assert rows == [
         ("perplexity", "14.28 → 14.37", "0.61 % worse [0.26 %, 0.97 %]"),
         ("time to first token, 128+64 tokens", "134 → 124 ms", "no difference shown [0.73, 1.47]"),

@@ -10,8 +10,8 @@ import torch
 
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import ExportError
-from squeeze.export import MODEL_FILE, ExportSettings, export_onnx
-from squeeze.export.placement import LAYOUTS, Placer, integers_in_graph, place_integers
+from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx
+from squeeze.exporter.placement import LAYOUTS, Placer, integers_in_graph, place_integers
 from squeeze.integers import round_to_nearest
 from squeeze.model import load_model
 
@@ -39,7 +39,10 @@ def run(model: ir.Model, x: np.ndarray, tmp_path: Path) -> np.ndarray:
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_every_layout_gives_back_the_integers(layout: str) -> None:
     unsigned = layout == "blocks"
-    parts = [round_to_nearest(torch.randn(n, 40, generator=SEED), 16 if unsigned else None, unsigned=unsigned) for n in (3, 5)]
+    parts = [
+        round_to_nearest(torch.randn(n, 40, generator=SEED), 16 if unsigned else None, unsigned=unsigned)
+        for n in (3, 5)
+    ]
     parts = parts[:1] if layout == "rows" else parts
     array = LAYOUTS[layout](parts)["integers"]
     for found, part in zip(integers_in_graph(array, layout, parts), parts, strict=True):
@@ -49,7 +52,10 @@ def test_every_layout_gives_back_the_integers(layout: str) -> None:
 @pytest.mark.parametrize("activations", ["float", "dynamic-uint8"])
 def test_a_product_of_stacked_layers_equals_the_float_product(activations: str, tmp_path: Path) -> None:
     block = 32 if activations == "float" else None
-    parts = {n: round_to_nearest(torch.randn(16, 64, generator=SEED), block, unsigned=block is not None) for n in ("q", "k", "v")}
+    parts = {
+        n: round_to_nearest(torch.randn(16, 64, generator=SEED), block, unsigned=block is not None)
+        for n in ("q", "k", "v")
+    }
     weight = torch.cat([p.dequantize() for p in parts.values()]).T.contiguous().numpy()
     model = linear_graph(weight, 48)
     places, _ = place_integers(model, parts, activations)
@@ -64,7 +70,9 @@ def test_a_product_of_stacked_layers_equals_the_float_product(activations: str, 
 def test_integers_without_a_place_are_an_error() -> None:
     model = linear_graph(np.ones((64, 8), np.float32), 8)
     with pytest.raises(ExportError, match="found no place in the graph, first lost"):
-        place_integers(model, {"lost": round_to_nearest(torch.randn(8, 64, generator=SEED), None, unsigned=False)}, "dynamic-uint8")
+        place_integers(
+            model, {"lost": round_to_nearest(torch.randn(8, 64, generator=SEED), None, unsigned=False)}, "dynamic-uint8"
+        )
 
 
 def test_a_matrix_that_differs_in_one_weight_is_not_taken_for_the_layer() -> None:
@@ -99,5 +107,7 @@ def test_a_plain_session_runs_the_encoder_with_fused_integer_kernels(tiny_bert_f
     onnxruntime.InferenceSession(tmp_path / MODEL_FILE, options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in ir.load(tmp_path / "optimized.onnx").graph]
     assert "MatMulInteger" not in kinds
-    assert kinds.count("DynamicQuantizeMatMul") + kinds.count("MatMulIntegerToFloat") == len([n for n in model.integers if "embeddings" not in n])
+    assert kinds.count("DynamicQuantizeMatMul") + kinds.count("MatMulIntegerToFloat") == len(
+        [n for n in model.integers if "embeddings" not in n]
+    )
     assert "SkipLayerNormalization" not in kinds

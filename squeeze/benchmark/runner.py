@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from squeeze.artifact import Artifact
-from squeeze.bench.workload import DEFAULTS, BenchSettings, DatasetWorkload, FixedWorkload, GenerateWorkload, fixed_inputs, pack, prompts
+from squeeze.benchmark.workload import (
+    DEFAULTS,
+    BenchSettings,
+    DatasetWorkload,
+    FixedWorkload,
+    GenerateWorkload,
+    fixed_inputs,
+    pack,
+    prompts,
+)
 from squeeze.data import batches
 from squeeze.errors import BenchError
 from squeeze.evaluate import Outputs, quality
@@ -68,7 +77,9 @@ def bench(
     say = progress or (lambda description, done, total: None)
     threads = settings.threads or cores()
     if threads > cores():
-        raise BenchError(f"threads = {threads} is above the {cores()} cores of this machine; the figures would mean nothing.")
+        raise BenchError(
+            f"threads = {threads} is above the {cores()} cores of this machine; the figures would mean nothing."
+        )
     cells = _cells(artifacts, task, settings)
     for cell in cells:
         check_device(cell.runtime, settings.device)
@@ -112,12 +123,16 @@ def _prepare(
     for number, work in enumerate(settings.workloads or DEFAULTS[task]):
         if isinstance(work, GenerateWorkload):
             if task != "causal-lm" or split.blocks is None:
-                raise BenchError(f"bench.workloads[{number}] generates, which {task} does not. Use kind fixed or dataset.")
+                raise BenchError(
+                    f"bench.workloads[{number}] generates, which {task} does not. Use kind fixed or dataset."
+                )
             inputs = [{"input_ids": prompts(work, split.blocks)}]
         elif isinstance(work, FixedWorkload):
             inputs = [fixed_inputs(work, vocabulary(source, tokenizer), seed)]
         else:
-            inputs = batches(split, tokenizer, task, batch=work.batch, max_length=data.settings.max_length, order=work.order)
+            inputs = batches(
+                split, tokenizer, task, batch=work.batch, max_length=data.settings.max_length, order=work.order
+            )
         prepared.append(Prepared(work, work.described(len(split)), _save(folder / f"workload-{number}.npz", inputs)))
     return prepared
 
@@ -143,7 +158,9 @@ def _positions(artifact: Artifact) -> int | None:
 
 def _batches(data: "Data", tokenizer: Any, task: str) -> list[Any]:
     size = SCORE_BATCH.get(task, SCORE_BATCH_OTHER)
-    return batches(data.split("evaluate"), tokenizer, task, batch=size, max_length=data.settings.max_length, order="sorted")
+    return batches(
+        data.split("evaluate"), tokenizer, task, batch=size, max_length=data.settings.max_length, order="sorted"
+    )
 
 
 def _save(file: Path, content: Sequence[Any]) -> Path:
@@ -152,14 +169,25 @@ def _save(file: Path, content: Sequence[Any]) -> Path:
 
 
 def _jobs(
-    cells: Sequence[Cell], prepared: Sequence[Prepared], scored: Path, settings: BenchSettings, task: str, threads: int, seed: int, folder: Path
+    cells: Sequence[Cell],
+    prepared: Sequence[Prepared],
+    scored: Path,
+    settings: BenchSettings,
+    task: str,
+    threads: int,
+    seed: int,
+    folder: Path,
 ) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
     """Quality once for each scoring cell; then repeats of latency and memory, cells and workloads in a new order each time."""
     rng = np.random.default_rng(seed)
     for number, cell in enumerate(cells):
         if cell.scores:
             outputs = folder / f"outputs-{number}.npz"
-            yield cell, 0, _job(cell, settings, threads, "quality", task=task, batches=str(scored), outputs=str(outputs))
+            yield (
+                cell,
+                0,
+                _job(cell, settings, threads, "quality", task=task, batches=str(scored), outputs=str(outputs)),
+            )
     timed = [cell for cell in cells if cell.times]
     for repeat in range(settings.repeats):
         for name in ("latency", "memory"):
@@ -167,7 +195,11 @@ def _jobs(
                 fitting = [w for w in prepared if _fits(w, timed[index].artifact)]
                 works = [fitting[i] for i in rng.permutation(len(fitting))] if name == "latency" else _heaviest(fitting)
                 rows = [_row(w) for w in works]
-                yield timed[index], repeat, _job(timed[index], settings, threads, name, workloads=rows, seconds=settings.seconds_per_cell)
+                yield (
+                    timed[index],
+                    repeat,
+                    _job(timed[index], settings, threads, name, workloads=rows, seconds=settings.seconds_per_cell),
+                )
 
 
 def _job(cell: Cell, settings: BenchSettings, threads: int, name: str, **more: Any) -> dict[str, Any]:
@@ -183,6 +215,7 @@ def _row(work: Prepared) -> dict[str, Any]:
 
 def _heaviest(prepared: Sequence[Prepared]) -> list[Prepared]:
     """The workload with the most tokens at once; real traffic only where nothing else is asked for."""
+
     def tokens(work: Prepared) -> int:
         described = work.described
         return described.batch * ((described.sequence or 0) + (described.prompt or 0) + (described.new_tokens or 0))
@@ -205,7 +238,7 @@ def run_child(job: dict[str, Any], file: Path) -> dict[str, Any] | str:
     quiet = {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
     with log.open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", "squeeze.bench.worker", str(file)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            [sys.executable, "-m", "squeeze.benchmark.worker", str(file)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             env=os.environ | quiet, start_new_session=True,
         )  # fmt: skip
         try:
@@ -224,10 +257,20 @@ def run_child(job: dict[str, Any], file: Path) -> dict[str, Any] | str:
 
 
 def _measurements(
-    cells: Sequence[Cell], prepared: Sequence[Prepared], settings: BenchSettings, data: "Data", task: str, threads: int, folder: Path
+    cells: Sequence[Cell],
+    prepared: Sequence[Prepared],
+    settings: BenchSettings,
+    data: "Data",
+    task: str,
+    threads: int,
+    folder: Path,
 ) -> list[Measurement]:
     rows: list[Measurement] = []
-    outputs = {n: Outputs.load(folder / f"outputs-{n}.npz", task) for n in range(len(cells)) if (folder / f"outputs-{n}.npz").exists()}
+    outputs = {
+        n: Outputs.load(folder / f"outputs-{n}.npz", task)
+        for n in range(len(cells))
+        if (folder / f"outputs-{n}.npz").exists()
+    }
     reference = _reference(cells, outputs)
     for number, cell in enumerate(cells):
         row = _Rows(cell, settings.device, threads)
@@ -258,7 +301,9 @@ class _Rows:
     def __init__(self, cell: Cell, device: str, threads: int) -> None:
         self.cell, self.device, self.threads = cell, device, threads
 
-    def made(self, quantity: str, unit: str, values: Sequence[float], workload: Workload | None = None, **more: Any) -> Measurement:
+    def made(
+        self, quantity: str, unit: str, values: Sequence[float], workload: Workload | None = None, **more: Any
+    ) -> Measurement:
         """A measurement with its values."""
         return Measurement(
             quantity=quantity, unit=unit, values=tuple(values), workload=workload, artifact=self.cell.artifact.name,
@@ -275,7 +320,11 @@ class _Rows:
         return [(repeat, result) for repeat, kind, result in self.cell.results if kind == name]
 
 
-QUANTITIES = {"fixed": (("latency", "s"),), "dataset": (("set_time", "s"),), "generate": (("time_to_first_token", "s"), ("decode_rate", "tokens/s"))}
+QUANTITIES = {
+    "fixed": (("latency", "s"),),
+    "dataset": (("set_time", "s"),),
+    "generate": (("time_to_first_token", "s"), ("decode_rate", "tokens/s")),
+}
 
 
 def _timings(row: _Rows, work: Prepared) -> list[Measurement]:
@@ -284,7 +333,10 @@ def _timings(row: _Rows, work: Prepared) -> list[Measurement]:
         reason = f"{described.label} is longer than the model's {_positions(row.cell.artifact)} positions"
         return [row.made(quantity, unit, (), described, error=reason) for quantity, unit in QUANTITIES[kind]]
     found: list[tuple[int, dict[str, Any]]] = [
-        (repeat, timed) for repeat, result in row.over_repeats("latency") for timed in result["workloads"] if timed["label"] == described.label
+        (repeat, timed)
+        for repeat, result in row.over_repeats("latency")
+        for timed in result["workloads"]
+        if timed["label"] == described.label
     ]
     if not found:
         return [row.failed(quantity, unit, described, "latency") for quantity, unit in QUANTITIES[kind]]
@@ -298,7 +350,9 @@ def _timings(row: _Rows, work: Prepared) -> list[Measurement]:
     values = [(repeat, value) for repeat, timed in found for value in timed["values"]]
     warm = tuple(value for _, timed in found for value in timed["warmups"])
     quantity, unit = QUANTITIES[kind][0]
-    return [row.made(quantity, unit, [v for _, v in values], described, repeat=tuple(r for r, _ in values), warmups=warm)]
+    return [
+        row.made(quantity, unit, [v for _, v in values], described, repeat=tuple(r for r, _ in values), warmups=warm)
+    ]
 
 
 def _sizes(row: _Rows) -> list[Measurement]:
@@ -311,7 +365,11 @@ def _sizes(row: _Rows) -> list[Measurement]:
         else:
             rows.append(row.failed(quantity, "bytes", None, "memory"))
     if latency:
-        rows.append(row.made("load_time", "s", [result["load_time"] for _, result in latency], repeat=tuple(r for r, _ in latency)))
+        rows.append(
+            row.made(
+                "load_time", "s", [result["load_time"] for _, result in latency], repeat=tuple(r for r, _ in latency)
+            )
+        )
     manifest = row.cell.artifact.manifest
     rows.append(row.made("weight_bytes", "bytes", [float(manifest.weight_bytes)]))
     rows.append(row.made("folder_bytes", "bytes", [float(sum(entry.bytes for entry in manifest.files.values()))]))

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from squeeze.errors import ExportError
-from squeeze.export.passes import replace
+from squeeze.exporter.passes import replace
 from squeeze.integers import IntegerWeight
 
 CONTRIB = "com.microsoft"
@@ -98,10 +98,14 @@ def place_integers(
     placed = {name for place in placer.places for name in place.layers}
     lost = sorted(set(integers) - placed)
     if lost:
-        raise ExportError(f"{len(lost)} integer weights found no place in the graph, first {lost[0]}. Keep them in float with keep.")
+        raise ExportError(
+            f"{len(lost)} integer weights found no place in the graph, first {lost[0]}. Keep them in float with keep."
+        )
     model.graph.opset_imports.setdefault(CONTRIB, 1)
     kernel = "MatMulNBits" if activations == "float" else "MatMulInteger with activations quantized once per input"
-    return [p.as_row() for p in placer.places], [f"{linears} matrix products on {kernel}, {gathers} embeddings from integers"]
+    return [p.as_row() for p in placer.places], [
+        f"{linears} matrix products on {kernel}, {gathers} embeddings from integers"
+    ]
 
 
 def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
@@ -114,7 +118,9 @@ def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
         raise ExportError(f"{node.name} is a Gemm with transA or alpha, which squeeze does not turn into integers.")
     sizes = {placer.integers[name].block_size for name in layers}
     if len(sizes) > 1:
-        raise ExportError(f"{' + '.join(layers)} are one product in the graph but have block sizes {sorted(map(str, sizes))}.")
+        raise ExportError(
+            f"{' + '.join(layers)} are one product in the graph but have block sizes {sorted(map(str, sizes))}."
+        )
     new = _block_product(placer, node, layers) if sizes != {None} else _dynamic_product(placer, node, layers)
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     if bias is not None:
@@ -221,7 +227,7 @@ def _attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 def _float_rows(weight: IntegerWeight) -> NDArray[np.float32]:
     matrix = weight.dequantize()
-    return (matrix.T if weight.transposed else matrix).contiguous().numpy()  # type: ignore[no-any-return]
+    return (matrix.T if weight.transposed else matrix).contiguous().numpy()
 
 
 def _first_rows(integers: Mapping[str, IntegerWeight]) -> dict[bytes, list[str]]:

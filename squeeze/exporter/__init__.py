@@ -30,9 +30,12 @@ class ExportSettings(BaseModel):
 
     opset: Literal[23] = Field(default=23, description="ONNX operator set; 23 is the first that keeps attention whole")
     graph: Literal["auto", "genai", "dynamo"] = Field(
-        default="auto", description="onnxruntime-genai's builder where it knows the architecture, else torch's dynamo exporter"
+        default="auto",
+        description="onnxruntime-genai's builder where it knows the architecture, else torch's dynamo exporter",
     )
-    source: bool = Field(default=True, description="export the source as well, so that before and after run in one runtime")
+    source: bool = Field(
+        default=True, description="export the source as well, so that before and after run in one runtime"
+    )
 
 
 def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = None) -> tuple[str, ...]:
@@ -40,15 +43,15 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
 
     Raises ExportError where the architecture cannot be exported, or where an integer weight finds no place in the graph.
     """
-    import onnx_ir as ir
-
     from squeeze.compress.quantize import refuse_nonfinite
-    from squeeze.export import genai, passes, placement, trace
+    from squeeze.exporter import genai, passes, placement, trace
 
     settings = settings or ExportSettings()
     refuse_nonfinite(model.network)
     if settings.graph == "genai" and not genai.knows(model):
-        raise ExportError(f"onnxruntime-genai's builder does not know {genai.architecture(model)}. Use export.graph: dynamo or auto.")
+        raise ExportError(
+            f"onnxruntime-genai's builder does not know {genai.architecture(model)}. Use export.graph: dynamo or auto."
+        )
     by_builder = settings.graph == "genai" or (settings.graph == "auto" and genai.knows(model))
     with genai.built(model, folder) if by_builder else trace.traced(model, settings.opset) as graph:
         notes = ["graph by onnxruntime-genai's model builder" if by_builder else "graph by torch's dynamo exporter"]

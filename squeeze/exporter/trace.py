@@ -43,7 +43,9 @@ class CachedDecoder(nn.Module):
             # One row of positions for each text: with a single shared row, ONNX Runtime's RotaryEmbedding refuses batches over 1.
             steps = torch.arange(input_ids.shape[1], device=input_ids.device) + past[0].shape[2]
             extra["position_ids"] = steps.unsqueeze(0).expand(input_ids.shape[0], -1)
-        out = self.network(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **extra)
+        out = self.network(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **extra
+        )
         present = [tensor for layer in out.past_key_values.layers for tensor in (layer.keys, layer.values)]
         return (out.logits, *present)
 
@@ -57,7 +59,7 @@ class TextModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.network(**dict(zip(self.names, inputs, strict=True)))
-        return out if isinstance(out, Tensor) else getattr(out, self.field)  # type: ignore[no-any-return]
+        return out if isinstance(out, Tensor) else getattr(out, self.field)
 
 
 @contextmanager
@@ -68,7 +70,9 @@ def traced(model: "Model", opset: int) -> Iterator["ir.Model"]:
         yield _trace_decoder(model, opset) if has_cache else _trace_text_model(model, opset)
     except torch.onnx.errors.OnnxExporterError as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ExportError(f"torch cannot export {model.source} to ONNX: {reason} Try another torch version, or simplify forward().") from error
+        raise ExportError(
+            f"torch cannot export {model.source} to ONNX: {reason} Try another torch version, or simplify forward()."
+        ) from error
 
 
 def _trace_text_model(model: "Model", opset: int) -> "ir.Model":
@@ -84,7 +88,9 @@ def _trace_text_model(model: "Model", opset: int) -> "ir.Model":
         TextModel(model.network, names, field), tuple(example[n] for n in names), list(names), [field],
         {"inputs": tuple(dict(axes) for _ in names)}, opset,
     )  # fmt: skip
-    _name_axes(graph, [[BATCH, SEQUENCE]] * len(names), [[BATCH] if model.task == "text-classification" else [BATCH, SEQUENCE]])
+    _name_axes(
+        graph, [[BATCH, SEQUENCE]] * len(names), [[BATCH] if model.task == "text-classification" else [BATCH, SEQUENCE]]
+    )
     return graph
 
 
@@ -95,7 +101,11 @@ def _trace_decoder(model: "Model", opset: int) -> "ir.Model":
     mask = torch.ones(batch, past_steps + steps, dtype=torch.int64)
     past = [torch.randn(batch, heads, past_steps, size) for heads, size in shapes]
     dim = torch.export.Dim
-    axes = ({0: dim(BATCH), 1: dim(SEQUENCE)}, {0: dim(BATCH), 1: dim.AUTO}, [{0: dim(BATCH), 2: dim(PAST)} for _ in past])
+    axes = (
+        {0: dim(BATCH), 1: dim(SEQUENCE)},
+        {0: dim(BATCH), 1: dim.AUTO},
+        [{0: dim(BATCH), 2: dim(PAST)} for _ in past],
+    )
     part = ("key", "value")
     inputs = ["input_ids", "attention_mask"] + [f"past_key_values.{i // 2}.{part[i % 2]}" for i in range(len(past))]
     outputs = ["logits"] + [f"present.{i // 2}.{part[i % 2]}" for i in range(len(past))]
@@ -111,7 +121,9 @@ def cache_shapes(network: nn.Module) -> list[tuple[int, int]]:
     with torch.no_grad():
         cache = network(input_ids=torch.tensor([[2]]), use_cache=True).past_key_values
     if cache is None or not hasattr(cache, "layers"):
-        raise ExportError(f"{type(network).__name__} gives no key-value cache; squeeze cannot export it for generation.")
+        raise ExportError(
+            f"{type(network).__name__} gives no key-value cache; squeeze cannot export it for generation."
+        )
     return [(t.shape[1], t.shape[3]) for layer in cache.layers for t in (layer.keys, layer.values)]
 
 

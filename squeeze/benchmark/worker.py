@@ -1,4 +1,4 @@
-"""The child: opens one artifact in one runtime, does one pass, writes what it measured. `python -m squeeze.bench.worker JOB`.
+"""The child: opens one artifact in one runtime, does one pass, writes what it measured. `python -m squeeze.benchmark.worker JOB`.
 
 One pass each for latency, memory and quality, because each spoils the others: a timed call after a memory-hungry one runs on
 other pages, and a peak is the peak of all that came before. The job and the result are files, so that nothing a runtime prints
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from squeeze.bench.memory import peak_bytes
-from squeeze.bench.workload import unpack
+from squeeze.benchmark.memory import peak_bytes
+from squeeze.benchmark.workload import unpack
 from squeeze.evaluate import evaluate
 from squeeze.runtimes import Session, open_session
 
@@ -32,7 +32,9 @@ def main() -> None:
     _import_runtime(job["runtime"])
     baseline = peak_bytes()
     started = time.perf_counter()
-    session = open_session(Path(job["folder"]), job["runtime"], device=job["device"], threads=job["threads"], check=False)
+    session = open_session(
+        Path(job["folder"]), job["runtime"], device=job["device"], threads=job["threads"], check=False
+    )
     result: dict[str, Any] = {"load_time": time.perf_counter() - started, "threads": session.threads}
     result |= PASSES[job["pass"]](session, job)
     result |= {"baseline_memory": baseline, "peak_memory": peak_bytes()}
@@ -43,7 +45,9 @@ def main() -> None:
 
 def _latency(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     """Every workload in the order given; raw seconds, warm-up apart."""
-    return {"workloads": [{"label": work["label"], **_timed(session, work, job["seconds"])} for work in job["workloads"]]}
+    return {
+        "workloads": [{"label": work["label"], **_timed(session, work, job["seconds"])} for work in job["workloads"]]
+    }
 
 
 def _timed(session: Session, work: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -115,7 +119,11 @@ def _die_with_parent() -> None:
             sys.exit(1)
 
 
-PASSES: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {"latency": _latency, "memory": _memory, "quality": _quality}
+PASSES: dict[str, Callable[[Session, dict[str, Any]], dict[str, Any]]] = {
+    "latency": _latency,
+    "memory": _memory,
+    "quality": _quality,
+}
 
 if __name__ == "__main__":
     main()

@@ -33,7 +33,9 @@ class VerifySettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tolerance: float | None = Field(
-        default=None, gt=0, description="largest relative error of the outputs; none: 1e-3 for floats, 0.05 where activations are rounded too"
+        default=None,
+        gt=0,
+        description="largest relative error of the outputs; none: 1e-3 for floats, 0.05 where activations are rounded too",
     )
     shapes: tuple[tuple[int, int], ...] = Field(
         default=((1, 1), (1, 7), (1, 33), (3, 16), (3, 29)), description="batch and length of the compared inputs"
@@ -78,7 +80,7 @@ def _check_interface(graph: "ir.Model", model: "Model") -> Check:
         shape = inputs[name].shape if name in inputs else None
         if name not in inputs:
             problems.append(f"no input {name}")
-        elif (shape is None or len(shape) != 2 or any(isinstance(d, int) for d in shape)):
+        elif shape is None or len(shape) != 2 or any(isinstance(d, int) for d in shape):
             problems.append(f"{name} has fixed axes {shape}")
     past = sorted(n for n in inputs if n and n.startswith("past_key_values."))
     present = sorted(n for n in outputs if n and n.startswith("present."))
@@ -92,7 +94,7 @@ def _check_interface(graph: "ir.Model", model: "Model") -> Check:
 
 def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     """Every integer and every scale of the artifact, against the bytes in the graph's initializers."""
-    from squeeze.export.placement import integers_in_graph
+    from squeeze.exporter.placement import integers_in_graph
 
     if not model.integers:
         return
@@ -116,7 +118,12 @@ def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     count = sum(w.integers.numel() for w in model.integers.values())
     detail = f"{len(model.integers)} matrices, {count:,} integers and their scales"
     yield _check("integer bytes that differ", differing, 0, detail)
-    yield _check("integer matrices missing", len(absent), 0, f"first {absent[0]}" if absent else "all are in the graph and read by a node")
+    yield _check(
+        "integer matrices missing",
+        len(absent),
+        0,
+        f"first {absent[0]}" if absent else "all are in the graph and read by a node",
+    )
 
 
 def _check_outputs(
@@ -143,7 +150,12 @@ def _check_outputs(
             error = _relative(expected[valid], found[valid])
             if rounds:
                 rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
-                yield _check(name, error, max(rounding, FLOAT_TOLERANCE), "relative error; the limit is that of rounding activations")
+                yield _check(
+                    name,
+                    error,
+                    max(rounding, FLOAT_TOLERANCE),
+                    "relative error; the limit is that of rounding activations",
+                )
             else:
                 yield _check(name, error, tolerance, "relative error against the artifact in torch")
 
@@ -152,7 +164,9 @@ def _relative(expected: NDArray[np.float32], found: NDArray[np.float32]) -> floa
     return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-30))
 
 
-def _inputs(model: "Model", batch: int, length: int, padded: bool, rng: np.random.Generator) -> dict[str, NDArray[np.int64]]:
+def _inputs(
+    model: "Model", batch: int, length: int, padded: bool, rng: np.random.Generator
+) -> dict[str, NDArray[np.int64]]:
     rows = _vocabulary(model)
     mask = np.ones((batch, length), np.int64)
     if padded:
@@ -192,11 +206,13 @@ def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int6
     with torch.no_grad():
         out = network(**{n: torch.from_numpy(inputs[n]) for n in model.text_inputs})
     if isinstance(out, torch.Tensor):
-        return out.numpy()  # type: ignore[no-any-return]
+        return out.numpy()
     return (out.last_hidden_state if model.task == "feature-extraction" else out.logits).numpy()  # type: ignore[no-any-return]
 
 
-def _check_greedy(model: "Model", folder: Path, count: int, tolerance: float, rng: np.random.Generator) -> Iterator[Check]:
+def _check_greedy(
+    model: "Model", folder: Path, count: int, tolerance: float, rng: np.random.Generator
+) -> Iterator[Check]:
     """Greedy tokens of the export, judged by the source: at each step, how far below its best logit is the chosen one?
 
     Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
@@ -214,7 +230,9 @@ def _check_greedy(model: "Model", folder: Path, count: int, tolerance: float, rn
         finally:
             session.close()
         ids = np.concatenate([prompt, tokens], axis=1)
-        logits = call(model.network, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0, prompt.shape[1] - 1 : -1]
+        logits = call(model.network, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[
+            0, prompt.shape[1] - 1 : -1
+        ]
         for end in _end_tokens(model):
             logits[tokens[0] != end, end] = -np.inf  # onnxruntime-genai may not choose it before the length asked for
         chosen = np.take_along_axis(logits, tokens[0][:, None], axis=1)[:, 0]

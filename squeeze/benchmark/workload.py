@@ -60,7 +60,9 @@ class BenchSettings(_Settings):
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="never silently another than asked for")
     threads: int | None = Field(default=None, ge=1, description="threads of every runtime; none: one for each core")
     repeats: int = Field(default=3, ge=1, description="child processes for each cell and pass")
-    seconds_per_cell: float = Field(default=2.0, gt=0, description="timed calls of a fixed workload go on for this long, five at least")
+    seconds_per_cell: float = Field(
+        default=2.0, gt=0, description="timed calls of a fixed workload go on for this long, five at least"
+    )
     workloads: tuple[WorkloadSettings, ...] | None = Field(default=None, description="none: the task's defaults")
 
 

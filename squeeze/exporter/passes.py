@@ -12,8 +12,46 @@ if TYPE_CHECKING:
     from squeeze.model import Model
 
 SAME_SINCE_21 = frozenset(
-    "Add And Cast Concat Constant Div Expand Gather Gemm MatMul Mul Neg Pow ReduceSum Reshape Shape Sigmoid Slice Split Sqrt Squeeze Sub "
-    "Sum Tanh Transpose Unsqueeze Where Range LayerNormalization Softmax Identity Greater Equal Less Max Min Gelu Erf Concat".split()
+    [
+        "Add",
+        "And",
+        "Cast",
+        "Concat",
+        "Constant",
+        "Div",
+        "Equal",
+        "Erf",
+        "Expand",
+        "Gather",
+        "Gelu",
+        "Gemm",
+        "Greater",
+        "Identity",
+        "LayerNormalization",
+        "Less",
+        "MatMul",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+        "Pow",
+        "Range",
+        "ReduceSum",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
 )
 """Operators whose meaning for floats and integers did not change between opsets 21 and 23 (23 adds 4-bit types)."""
 
@@ -64,7 +102,9 @@ def plain_norms(model: ir.Model) -> list[str]:
 def share_transposed(model: ir.Model) -> list[str]:
     """Where one large initializer is the transpose of another (a tied output matrix), keep one and transpose it in the graph."""
     notes = []
-    large = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > 1 << 16]
+    large = [
+        v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > 1 << 16
+    ]
     for value in large:
         for other in large:
             if other is value or value.shape is None or other.shape is None or not value.uses() or not other.uses():
@@ -98,7 +138,9 @@ def raise_opset(model: ir.Model, opset: int) -> None:
     used = {node.op_type for node in model.graph.all_nodes() if node.domain == ""}
     changed = used - SAME_SINCE_21 - {"RMSNormalization"}
     if found < 21 or changed:
-        raise ExportError(f"the graph is opset {found} and uses {sorted(changed)}, which squeeze cannot raise to {opset}.")
+        raise ExportError(
+            f"the graph is opset {found} and uses {sorted(changed)}, which squeeze cannot raise to {opset}."
+        )
     model.graph.opset_imports[""] = opset
 
 

@@ -10,17 +10,19 @@ import torch
 
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import ExportError, QuantizeError
-from squeeze.export import MODEL_FILE, ExportSettings, export_onnx
+from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx
 from squeeze.model import Model, load_model
 from squeeze.provenance import digest_file
-from squeeze.verify import verify
+from squeeze.verification import verify
 
 FAMILIES = ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"]
 
 
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_exports_and_verifies(family: str, quantized: bool, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_every_family_exports_and_verifies(
+    family: str, quantized: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     model = load_model(request.getfixturevalue(family))
     if quantized:
         QuantizeStage().apply(model)
@@ -50,13 +52,17 @@ def test_two_exports_are_the_same_bytes(tiny_bert_folder: Path, tmp_path: Path) 
     assert digests[0] == digests[1]
 
 
-def test_metadata_names_where_the_model_came_from_and_no_path_of_this_machine(tiny_bert_folder: Path, tmp_path: Path) -> None:
+def test_metadata_names_where_the_model_came_from_and_no_path_of_this_machine(
+    tiny_bert_folder: Path, tmp_path: Path
+) -> None:
     model = load_model(tiny_bert_folder)
     QuantizeStage().apply(model)
     export_onnx(model, tmp_path)
     properties = ir.load(tmp_path / MODEL_FILE).metadata_props
     assert properties["squeeze.source"] == str(tiny_bert_folder)
-    assert {name for place in json.loads(properties["squeeze.integers"]) for name in place["layers"]} == set(model.integers)
+    assert {name for place in json.loads(properties["squeeze.integers"]) for name in place["layers"]} == set(
+        model.integers
+    )
     assert b"site-packages" not in (tmp_path / MODEL_FILE).read_bytes()
 
 
