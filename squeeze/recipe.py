@@ -89,6 +89,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     document.value = _file_value(document, _read_text(path))
     for number, override in enumerate(overrides):
         _override(document, override, number)
+    recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(document.value)
     except ValidationError as error:
@@ -96,7 +97,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     else:
         for place, given, used in _coerced(document.value, recipe.model_dump(mode="json")):
             document.fault(place, f"= {_shown(given)} is {_word(given)}, not {_word(used)}.")
-    if document.faults:
+    if document.faults or recipe is None:
         raise RecipeError("\n".join(text for _, text in sorted(set(document.faults))))
     return recipe
 
@@ -308,6 +309,7 @@ def _override(document: _Document, override: str, number: int) -> None:
         return
     target = document.value
     place: Place = ()
+    last: str | int = ""
     for key in keys:
         step = _step(target, key)
         if step is None:
@@ -315,7 +317,7 @@ def _override(document: _Document, override: str, number: int) -> None:
             seen = held or f"= {_shown(target)} holds no settings"
             document.fault(place, f"{seen}, so there is no {_shown(key)} in it.", _Spot(spot.line, f"--set {dotted}"))
             return
-        place = (*place, step)
+        place, last = (*place, step), step
         if len(place) < len(keys):
             if isinstance(target, dict) and target.get(key) is None:
                 target[key], document.spots[place] = {}, spot
@@ -323,7 +325,7 @@ def _override(document: _Document, override: str, number: int) -> None:
     for inside in [inside for inside in document.spots if inside[: len(place)] == place]:
         del document.spots[inside]
     document.spots[place] = spot
-    target[step] = None if node is None else _plain(document, node, place, spot)
+    target[last] = None if node is None else _plain(document, node, place, spot)
 
 
 def _step(target: Any, key: str) -> str | int | None:

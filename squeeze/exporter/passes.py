@@ -11,48 +11,14 @@ from squeeze.errors import ExportError
 if TYPE_CHECKING:
     from squeeze.model import Model
 
-SAME_SINCE_21 = frozenset(
-    [
-        "Add",
-        "And",
-        "Cast",
-        "Concat",
-        "Constant",
-        "Div",
-        "Equal",
-        "Erf",
-        "Expand",
-        "Gather",
-        "Gelu",
-        "Gemm",
-        "Greater",
-        "Identity",
-        "LayerNormalization",
-        "Less",
-        "MatMul",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-        "Pow",
-        "Range",
-        "ReduceSum",
-        "Reshape",
-        "Shape",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Sum",
-        "Tanh",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+# fmt: off
+SAME_SINCE_21 = frozenset([
+    "Add", "And", "Cast", "Concat", "Constant", "Div", "Equal", "Erf", "Expand", "Gather", "Gelu", "Gemm",
+    "Greater", "Identity", "LayerNormalization", "Less", "MatMul", "Max", "Min", "Mul", "Neg", "Pow",
+    "Range", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
+    "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where",
+])
+# fmt: on
 """Operators whose meaning for floats and integers did not change between opsets 21 and 23 (23 adds 4-bit types)."""
 
 
