@@ -1,7 +1,7 @@
 """Write the README's figures from the committed reports: no number stands in prose that no report bears out.
 
-    python benchmarks/readme.py            rewrites the part of README.md between the markers
-    python benchmarks/readme.py --check    exits 1 if that would change anything (part of `make check`)
+python benchmarks/readme.py            rewrites the part of README.md between the markers
+python benchmarks/readme.py --check    exits 1 if that would change anything (part of `make check`)
 """
 
 import sys

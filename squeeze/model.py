@@ -11,11 +11,8 @@ would have to be taught about them; a plain network exports, evaluates and diffe
 
 import importlib
 import inspect
-import json
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.artifact import Artifact, is_artifact, read_artifact
+from squeeze.checkpoint import check_config, check_missing, check_weight_files, hub_errors, quiet_transformers
 from squeeze.errors import ModelError
 from squeeze.rows import asset_path
 from squeeze.tasks import TASKS, check_task, infer_task
@@ -184,17 +182,17 @@ def _from_transformers(location: Path | str, settings: ModelSettings, task: str 
     task = task or infer_task(config.to_dict())
     check_task(config.to_dict(), task)
     if isinstance(location, Path):
-        _check_weight_files(location, settings)
+        check_weight_files(location, allow_pickle=settings.allow_pickle)
     if str(getattr(config, "dtype", "float32")) in ("torch.float16", "torch.bfloat16", "float16", "bfloat16"):
         notes.append(f"the checkpoint is {config.dtype}; it is computed in float32 here")
     auto = getattr(transformers, TASKS[task].auto_class)
-    with _hub_errors(location), quiet_transformers():
+    with hub_errors(location), quiet_transformers():
         network, info = auto.from_pretrained(
             location, dtype=torch.float32, output_loading_info=True,
             use_safetensors=None if settings.allow_pickle else True, **options,
         )  # fmt: skip
         tokenizer = _tokenizer(location, options)
-    _check_missing(location, info, task)
+    check_missing(location, info, task)
     _drop_pooler(network, task)
     return Model(network, tokenizer, task, settings.path, network.config.to_dict(), notes=tuple(notes))
 
@@ -209,23 +207,9 @@ def _read_config(location: Path | str, settings: ModelSettings, task: str | None
     import transformers
 
     if isinstance(location, Path):
-        try:
-            raw = json.loads((location / "config.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{location / 'config.json'} cannot be read: {error}.") from error
-        if "auto_map" in raw and not settings.trust_remote_code:
-            raise ModelError(
-                f"{location} asks to run Python code of its own (auto_map). Read that code, then set model.trust_remote_code: true."
-            )
-        if raw.get("quantization_config") is not None:
-            raise ModelError(
-                f"{location} is already quantized ({raw['quantization_config'].get('quant_method', 'unknown method')}). "
-                "Give squeeze the float checkpoint it was made from."
-            )
-        if (location / "adapter_config.json").exists():
-            raise ModelError(f"{location} is a LoRA adapter, not a whole model. Merge it into its base model first.")
+        raw = check_config(location, trust_remote_code=settings.trust_remote_code)
         check_task(raw, task or infer_task(raw))
-    with _hub_errors(location):
+    with hub_errors(location):
         return transformers.AutoConfig.from_pretrained(location, **options)
 
 
@@ -422,98 +406,12 @@ def _tokenizer(location: Path | str, options: dict[str, Any]) -> Any:
         ) from error
 
 
-def _check_weight_files(folder: Path, settings: ModelSettings) -> None:
-    """Every safetensors header is opened, so that a truncated file is named; pickles are refused without leave."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
-    if index.exists():
-        try:
-            named = {str(v) for v in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-        except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} cannot be read: {error!r}.") from error
-        absent = sorted(n for n in named if not (folder / n).exists())
-        if absent:
-            raise ModelError(f"{index} names {absent[0]}, which is not there. Download the checkpoint again.")
-    if not files:
-        pickles = sorted(p.name for p in folder.glob("*.bin"))
-        if pickles and not settings.allow_pickle:
-            raise ModelError(
-                f"{folder} has only pickled weights ({pickles[0]}), which can run code. Convert them to safetensors, "
-                "or set model.allow_pickle: true (they are then read with weights_only=True)."
-            )
-        if not pickles:
-            raise ModelError(f"{folder} has a config.json but no *.safetensors.")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                tensors.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file} is truncated or corrupt ({error}). Download it again.") from error
-    _check_memory(folder, sum(f.stat().st_size for f in files))
-
-
-def _check_memory(folder: Path, weight_bytes: int) -> None:
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if weight_bytes > free:
-        raise ModelError(
-            f"{folder} has {weight_bytes / 1e9:.1f} GB of weights; {free / 1e9:.1f} GB of memory are free."
-        )
-
-
-def _check_missing(location: Path | str, info: dict[str, Any], task: str) -> None:
-    missing = sorted(
-        key for key in info.get("missing_keys", ()) if "pooler." not in key or task == "text-classification"
-    )
-    if missing:
-        raise ModelError(
-            f"{location} lacks {len(missing)} weights that {task} needs (first: {missing[0]}). They would be random numbers; "
-            "fine-tune the model for this task first, or name another task."
-        )
-    mismatched = info.get("mismatched_keys") or ()
-    if mismatched:
-        raise ModelError(f"{location}: shapes do not fit the config for {sorted(map(str, mismatched))[:3]}.")
-
-
 def _check_vocabulary(model: Model) -> None:
     rows = model.config.get("vocab_size")
     if model.tokenizer is not None and isinstance(rows, int) and len(model.tokenizer) > rows:
         raise ModelError(
             f"{model.source}: the tokenizer knows {len(model.tokenizer)} tokens, the embedding has {rows} rows."
         )
-
-
-@contextmanager
-def _hub_errors(location: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        if isinstance(location, str):
-            raise ModelError(
-                f"{location} is neither a local folder nor reachable on the hub: {first} "
-                "With HF_HUB_OFFLINE=1 only local folders and cached models open."
-            ) from error
-        raise ModelError(f"{location} cannot be loaded: {first}") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and load reports: squeeze prints its own progress and raises on what they warn of."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def simulate_activations(model: Model) -> None:

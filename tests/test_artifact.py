@@ -38,11 +38,11 @@ RECIPE, OTHER_RECIPE = digest_bytes(b"recipe"), digest_bytes(b"other recipe")
 
 def maker(name: str = "0-source", **changes: Any) -> Callable[[dict[str, FileEntry]], Manifest]:
     def make(files: dict[str, FileEntry]) -> Manifest:
-        fields: dict[str, Any] = dict(
-            name=name, format="torch", task="causal-lm", source="x", files=files, parent=None, record=None, data={},
-            parameters=1, nonzero_parameters=1, weight_bytes=1, inputs=INPUTS, environment=environment(),
-            created="2026-11-24T00:00:00+00:00", extra={},
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            "name": name, "format": "torch", "task": "causal-lm", "source": "x", "files": files, "parent": None, "record": None, "data": {},
+            "parameters": 1, "nonzero_parameters": 1, "weight_bytes": 1, "inputs": INPUTS, "environment": environment(),
+            "created": "2026-11-24T00:00:00+00:00", "extra": {},
+        }  # fmt: skip
         return Manifest(**{**fields, **changes})
 
     return make

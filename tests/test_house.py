@@ -31,7 +31,7 @@ LIGHT = (
     "report.schema",
     "runtimes",
     "tasks",
-    "bench.worker",
+    "benchmark.worker",
 )
 """What must load without a deep-learning package: the command, and the child whose memory is measured."""
 

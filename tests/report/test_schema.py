@@ -33,30 +33,30 @@ def manifest(**changes: Any) -> Manifest:
         kind="quantize", settings={"scheme": "int8"}, seconds=1.5, notes=(),
         layers=(LayerRow(name="a.weight", shape=(2, 4), bits=8.25, sparsity=0.0, sqnr_db=41.5),),
     )  # fmt: skip
-    fields: dict[str, Any] = dict(
-        name="1-quantize", format="torch", task="causal-lm", source="models/x", parent=DIGEST, record=record,
-        files={"integers.safetensors": FileEntry(sha256=DIGEST, bytes=8)}, data={"evaluate": DIGEST}, parameters=8,
-        nonzero_parameters=8, weight_bytes=8, inputs=DIGEST, environment=environment(),
-        created="2026-11-24T00:00:00+00:00", extra={"activations": "float"},
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "name": "1-quantize", "format": "torch", "task": "causal-lm", "source": "models/x", "parent": DIGEST, "record": record,
+        "files": {"integers.safetensors": FileEntry(sha256=DIGEST, bytes=8)}, "data": {"evaluate": DIGEST}, "parameters": 8,
+        "nonzero_parameters": 8, "weight_bytes": 8, "inputs": DIGEST, "environment": environment(),
+        "created": "2026-11-24T00:00:00+00:00", "extra": {"activations": "float"},
+    }  # fmt: skip
     return Manifest(**{**fields, **changes})
 
 
 def measurement(**changes: Any) -> Measurement:
-    fields: dict[str, Any] = dict(
-        quantity="latency", unit="s", values=(0.1, 0.2), workload=Workload(kind="fixed", batch=1, sequence=128),
-        artifact="1-quantize", artifact_digest=DIGEST, runtime="onnxruntime", device="cpu", threads=2, repeat=(0, 1),
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "quantity": "latency", "unit": "s", "values": (0.1, 0.2), "workload": Workload(kind="fixed", batch=1, sequence=128),
+        "artifact": "1-quantize", "artifact_digest": DIGEST, "runtime": "onnxruntime", "device": "cpu", "threads": 2, "repeat": (0, 1),
+    }  # fmt: skip
     return Measurement(**{**fields, **changes})
 
 
 def report(**changes: Any) -> Report:
     check = Check(name="outputs", value=math.inf, limit=1e-3, passed=False, detail="NaN in the outputs")
-    fields: dict[str, Any] = dict(
-        title="a <b> title", recipe={"seed": 0}, manifests=(manifest(),), measurements=(measurement(),),
-        checks=(ArtifactChecks(artifact="1-quantize", checks=(check,)),), environment=environment(),
-        started="2026-11-24T00:00:00+00:00", seconds=3.5, notes=("a note",), status="failed", error="why",
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "title": "a <b> title", "recipe": {"seed": 0}, "manifests": (manifest(),), "measurements": (measurement(),),
+        "checks": (ArtifactChecks(artifact="1-quantize", checks=(check,)),), "environment": environment(),
+        "started": "2026-11-24T00:00:00+00:00", "seconds": 3.5, "notes": ("a note",), "status": "failed", "error": "why",
+    }  # fmt: skip
     return Report(**{**fields, **changes})
 
 
