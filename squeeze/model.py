@@ -11,8 +11,10 @@ would have to be taught about them; a plain network exports, evaluates and diffe
 
 import importlib
 import inspect
+import io
 import re
 import sys
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,7 +226,8 @@ def _from_gguf(location: Path, settings: ModelSettings, task: str | None) -> Mod
         if file.read(4) != b"GGUF":
             raise ModelError(f"{location} is not a GGUF file: its first four bytes are not 'GGUF'.")
     try:
-        with quiet_transformers():
+        # Its progress bar asks nobody: it goes to whatever stderr is.
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
             network = transformers.AutoModelForCausalLM.from_pretrained(
                 str(location.parent), gguf_file=location.name, dtype=torch.float32
             )

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -347,7 +347,7 @@ def check_external_data(folder: Path) -> None:
     except Exception as error:
         raise ArtifactError(f"{path} is not an ONNX model: {error}.") from error
     root = Path(os.path.realpath(folder))
-    for tensor in graph.graph.initializer:
+    for tensor in _tensors(graph):
         for entry in tensor.external_data:
             if entry.key != "location":
                 continue
@@ -358,6 +358,17 @@ def check_external_data(folder: Path) -> None:
                 )
             if not target.is_file():
                 raise ArtifactError(f"{path} keeps {tensor.name} in {entry.value}, which is missing.")
+
+
+def _tensors(part: Any) -> Iterator[Any]:
+    """Every tensor of an ONNX message, wherever it lies: branches and attributes of nodes hold some too."""
+    if part.DESCRIPTOR.name == "TensorProto":
+        yield part
+        return
+    for field, value in part.ListFields():
+        if field.message_type is not None:
+            for inner in value if field.is_repeated else (value,):
+                yield from _tensors(inner)
 
 
 RUNTIMES: dict[str, type[TorchSession] | type[OnnxSession] | type[GenaiSession]] = {
