@@ -5,6 +5,7 @@ asked to; each of these is an error here that names the file and the mend.
 """
 
 import json
+import pickle  # only for the name of its error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +94,7 @@ def check_missing(location: Path | str, info: dict[str, Any], task: str) -> None
 def hub_errors(location: Path | str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).strip().splitlines()[0]
         if isinstance(location, str):
             raise ModelError(

@@ -367,7 +367,7 @@ def _tensors(part: Any) -> Iterator[Any]:
         return
     for field, value in part.ListFields():
         if field.message_type is not None:
-            for inner in value if field.is_repeated else (value,):
+            for inner in (value,) if hasattr(value, "DESCRIPTOR") else value:
                 yield from _tensors(inner)
 
 

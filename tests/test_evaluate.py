@@ -58,7 +58,9 @@ def random_logits(length: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def test_negative_log_likelihood_is_torchs_cross_entropy_summed_over_each_block(length: int) -> None:
     logits, ids = random_logits(length)
     expected = [
-        torch.nn.functional.cross_entropy(torch.from_numpy(row[:-1]).double(), torch.from_numpy(wanted[1:]), reduction="sum")
+        torch.nn.functional.cross_entropy(
+            torch.from_numpy(row[:-1]).double(), torch.from_numpy(wanted[1:]), reduction="sum"
+        )
         for row, wanted in zip(logits, ids, strict=True)
     ]
     assert negative_log_likelihood(logits, ids) == pytest.approx([float(e) for e in expected], rel=1e-12)
@@ -72,7 +74,9 @@ def test_a_model_that_knows_nothing_pays_log_of_the_vocabulary_for_each_token() 
 
 def test_two_tokens_worked_by_hand() -> None:
     logits = np.log(np.array([[[1, 3], [3, 1], [9, 1]]], np.float32))
-    ids = np.array([[0, 1, 0]])  # p(1) = 3/4 after the first token, p(0) = 3/4 after the second; the last row predicts nothing
+    ids = np.array(
+        [[0, 1, 0]]
+    )  # p(1) = 3/4 after the first token, p(0) = 3/4 after the second; the last row predicts nothing
     assert negative_log_likelihood(logits, ids) == pytest.approx([-2 * np.log(0.75)], rel=1e-6)
 
 
@@ -131,7 +135,9 @@ def test_blocks_are_scored_with_the_number_of_tokens_that_they_predict() -> None
 def test_outputs_that_are_not_numbers_are_an_error_that_names_the_example(value: float) -> None:
     session = Answers(lambda ids: np.full((len(ids), 2), value if ids[0, 0] == 9 else 0, np.float32))
     given = [batch_of([[1]], [5]), batch_of([[9], [1]], [7, 6])]
-    with pytest.raises(BenchError, match=r"^the model answers NaN or infinity to example 7; no metric means anything\.$"):
+    with pytest.raises(
+        BenchError, match=r"^the model answers NaN or infinity to example 7; no metric means anything\.$"
+    ):
         evaluate(session, "text-classification", given)
 
 

@@ -1,0 +1,398 @@
+"""The whole benchmark on a tiny model with few texts: every quantity is there, and what fails is a row with its reason."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from squeeze.artifact import Artifact
+from squeeze.benchmark import runner
+from squeeze.benchmark.runner import bench, run_child, vocabulary
+from squeeze.benchmark.workload import BenchSettings, FixedWorkload
+from squeeze.data import Data, DataSettings, load_data
+from squeeze.errors import ArtifactError, BenchError, DeviceError
+from squeeze.exporter import ExportSettings
+from squeeze.model import ModelSettings
+from squeeze.pipeline import export_artifact, keep_source, load_tokenizer
+from squeeze.report.schema import Measurement
+from squeeze.runtimes import cores
+
+SENTENCES = [
+    f"The {animal} {verb} it." for animal in ("cat", "dog") for verb in ("saw", "likes it and ate", "left", "has")
+]
+TASK = "text-classification"
+
+
+@pytest.fixture(scope="module")
+def source(tiny_bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return keep_source(
+        ModelSettings(path=str(tiny_bert_folder)), TASK, tmp_path_factory.mktemp("run").resolve() / "0-source"
+    )
+
+
+@pytest.fixture(scope="module")
+def export(source: Artifact) -> Artifact:
+    return export_artifact(source, source.folder.with_name("export-0-source"), ExportSettings())
+
+
+@pytest.fixture(scope="module")
+def broken(export: Artifact) -> Artifact:
+    """A whole ONNX file that no runtime can run."""
+    node = helper.make_node("Conjure", ["input_ids"], ["logits"])
+    return with_graph(export, "export-broken", node, [])
+
+
+@pytest.fixture(scope="module")
+def successor(export: Artifact) -> Artifact:
+    """A decoder whose likeliest token after n is n + 1."""
+    table = np.roll(np.eye(200, dtype=np.float32), 1, axis=1)
+    node = helper.make_node("Gather", ["table", "input_ids"], ["logits"])
+    return with_graph(export, "export-successor", node, [numpy_helper.from_array(table, "table")])
+
+
+def with_graph(export: Artifact, name: str, node: Any, tables: list[TensorProto]) -> Artifact:
+    """A copy of an artifact with a graph of one node."""
+    folder = export.folder.with_name(name)
+    shutil.copytree(export.folder, folder)
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 200])
+    graph = helper.make_graph([node], name, [ids], [logits], tables)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), folder / "model.onnx"
+    )
+    return Artifact(folder, export.manifest.model_copy(update={"name": name}))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(source: Artifact) -> Any:
+    return load_tokenizer(source)
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    file = tmp_path_factory.mktemp("data") / "moods.jsonl"
+    rows = [{"text": text, "mood": number % 3} for number, text in enumerate(SENTENCES)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return load_data(given_data(file, 7), TASK, tokenizer, seed=0)
+
+
+def given_data(file: Path, count: int) -> DataSettings:
+    return DataSettings.model_validate(
+        {
+            "path": str(file),
+            "label_column": "mood",
+            "splits": {"evaluate": count},
+            "max_length": 32,
+            "block_size": 8,
+        }
+    )
+
+
+def given(**changes: Any) -> BenchSettings:
+    quick = {"threads": 1, "repeats": 1, "seconds_per_cell": 1e-9}
+    return BenchSettings.model_validate(quick | changes)
+
+
+@pytest.fixture(scope="module")
+def measured(source: Artifact, export: Artifact, broken: Artifact, data: Data, tokenizer: Any) -> list[Measurement]:
+    """Source, export and a broken export, twice over, with one workload that is too long for the model."""
+    works = [
+        {"kind": "fixed", "batch": 2, "sequence": 16},
+        {"kind": "fixed", "batch": 1, "sequence": 65},
+        {"kind": "dataset", "batch": 3},
+    ]
+    said: list[tuple[str, int, int]] = []
+    rows = bench(
+        [source, export, broken], given(repeats=2, workloads=works), data, tokenizer, TASK, 0,
+        lambda text, done, total: said.append((text, done, total)),
+    )  # fmt: skip
+    assert [done for _, done, _ in said] == list(range(16)), "15 children: 3 for quality, 3 × 2 passes × 2 repeats"
+    assert said[-1] == ("bench", 15, 15)
+    assert said[0] == ("bench 0-source torch: quality", 0, 15)
+    return rows
+
+
+def find(rows: list[Measurement], artifact: str, quantity: str, label: str | None = None) -> Measurement:
+    found = [
+        row
+        for row in rows
+        if (row.artifact, row.quantity, row.workload.label if row.workload else None) == (artifact, quantity, label)
+    ]
+    assert len(found) == 1, f"{len(found)} rows of {artifact} {quantity} {label}"
+    return found[0]
+
+
+SIZES = ["peak_memory", "baseline_memory", "load_time", "weight_bytes", "folder_bytes"]
+TIMES = [("latency", "2×16"), ("latency", "1×65"), ("set_time", "7 texts, batches of 3")]
+
+
+def test_every_artifact_has_every_quantity_once(measured: list[Measurement]) -> None:
+    listed = [(row.artifact, row.quantity, row.workload.label if row.workload else None) for row in measured]
+    expected = {(name, *time) for name in ("0-source", "export-0-source", "export-broken") for time in TIMES}
+    expected |= {(name, size, None) for name in ("0-source", "export-0-source", "export-broken") for size in SIZES}
+    expected |= {(name, row, None) for name in ("0-source", "export-0-source") for row in ("correct", "answer")}
+    expected |= {("0-source", "same_answer", None), ("0-source", "logit_error", None)}
+    expected |= {("export-broken", "quality", None)}
+    expected -= {("export-broken", "load_time", None)}
+    assert set(listed) == expected
+    assert len(listed) == len(expected)
+
+
+def test_every_row_says_which_artifact_runtime_device_and_threads(
+    measured: list[Measurement], source: Artifact, export: Artifact, broken: Artifact
+) -> None:
+    runtimes = {"0-source": "torch", "export-0-source": "onnxruntime", "export-broken": "onnxruntime"}
+    digests = {artifact.name: artifact.digest for artifact in (source, export, broken)}
+    assert len(set(digests.values())) == 3
+    for row in measured:
+        assert row.artifact_digest == digests[row.artifact]
+        assert (row.runtime, row.device, row.threads) == (runtimes[row.artifact], "cpu", 1)
+
+
+@pytest.mark.parametrize("name", ["0-source", "export-0-source"])
+def test_values_pair_up_by_their_repeat(measured: list[Measurement], name: str) -> None:
+    latency = find(measured, name, "latency", "2×16")
+    assert latency.repeat == (0,) * 5 + (1,) * 5
+    assert (len(latency.values), len(latency.warmups)) == (10, 4)
+    for quantity, label in (
+        ("set_time", "7 texts, batches of 3"),
+        ("peak_memory", None),
+        ("baseline_memory", None),
+        ("load_time", None),
+    ):
+        row = find(measured, name, quantity, label)
+        assert (row.repeat, len(row.values)) == ((0, 1), 2)
+        assert all(value > 0 for value in row.values)
+
+
+@pytest.mark.parametrize("name", ["0-source", "export-0-source"])
+def test_each_childs_peak_is_at_least_its_baseline(measured: list[Measurement], name: str) -> None:
+    peak, baseline = (find(measured, name, quantity) for quantity in ("peak_memory", "baseline_memory"))
+    assert all(high >= low > 0 for high, low in zip(peak.values, baseline.values, strict=True))
+
+
+def test_sizes_are_those_of_the_manifest(measured: list[Measurement], export: Artifact) -> None:
+    graph = float(export.manifest.files["model.onnx"].bytes)
+    assert find(measured, export.name, "weight_bytes").values == (graph,)
+    assert find(measured, export.name, "folder_bytes").values == (
+        float(sum((export.folder / name).stat().st_size for name in export.manifest.files)),
+    )
+
+
+def test_the_source_and_its_export_answer_alike_example_by_example(measured: list[Measurement], data: Data) -> None:
+    before, after = (find(measured, name, "answer").values for name in ("0-source", "export-0-source"))
+    assert before == after
+    assert len(before) == 7
+    labels = data.split("evaluate").labels
+    assert labels is not None
+    correct = tuple(float(a == b) for a, b in zip(before, labels, strict=True))
+    assert find(measured, "0-source", "correct").values == correct
+    assert find(measured, "0-source", "same_answer").values == (1,) * 7
+    (error,) = find(measured, "0-source", "logit_error").values
+    assert 0 <= error < 1e-5
+
+
+@pytest.mark.parametrize("name", ["0-source", "export-0-source", "export-broken"])
+def test_a_workload_longer_than_the_model_is_a_row_with_the_reason(measured: list[Measurement], name: str) -> None:
+    row = find(measured, name, "latency", "1×65")
+    assert (row.values, row.error) == ((), "1×65 is longer than the model's 64 positions")
+
+
+@pytest.mark.parametrize(
+    ("quantity", "label"), [("latency", "2×16"), ("set_time", "7 texts, batches of 3"), ("peak_memory", None)]
+)
+def test_a_model_that_cannot_be_opened_is_a_row_with_the_childs_last_words(
+    measured: list[Measurement], quantity: str, label: str | None
+) -> None:
+    row = find(measured, "export-broken", quantity, label)
+    assert row.values == ()
+    assert row.error is not None
+    assert row.error.startswith("exit code 1: ")
+    assert "Conjure" in row.error
+    quality = find(measured, "export-broken", "quality")
+    assert quality.error is not None
+    assert "Conjure" in quality.error
+
+
+def test_a_decoder_is_timed_as_it_generates_and_scored_by_its_blocks(
+    successor: Artifact, tokenizer: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "prose.txt"
+    file.write_text("\n".join(SENTENCES), "utf-8")
+    blocks = load_data(given_data(file, 3), "causal-lm", tokenizer, seed=0)
+    works = [
+        {"kind": "generate", "prompt": 5, "new_tokens": 3},
+        {"kind": "generate", "prompt": 60, "new_tokens": 5, "batch": 2},
+    ]
+    rows = bench([successor], given(repeats=2, workloads=works), blocks, tokenizer, "causal-lm", 0)
+    for quantity, unit in (("time_to_first_token", "s"), ("decode_rate", "tokens/s")):
+        row = find(rows, successor.name, quantity, "5+3 tokens")
+        assert (row.unit, row.repeat, len(row.values)) == (unit, (0, 0, 0, 1, 1, 1), 6)
+        long = find(rows, successor.name, quantity, "2×(60+5 tokens)")
+        assert (long.unit, long.error) == (unit, "2×(60+5 tokens) is longer than the model's 64 positions")
+    scored = find(rows, successor.name, "negative_log_likelihood")
+    assert (len(scored.values), scored.weights) == (3, (7, 7, 7))
+    costs = np.log(np.e + 199) - np.array([0, 1])  # of a token that the table does not expect, and of one that it does
+    assert all(7 * costs[1] - 1e-6 <= value <= 7 * costs[0] + 1e-6 for value in scored.values)
+
+
+# What stops a benchmark before anything is measured
+
+
+def test_more_threads_than_cores_are_refused(source: Artifact, data: Data, tokenizer: Any) -> None:
+    threads = cores() + 1
+    with pytest.raises(BenchError) as caught:
+        bench([source], given(threads=threads), data, tokenizer, TASK, 0)
+    assert str(caught.value) == (
+        f"threads = {threads} is above the {cores()} cores of this machine; the figures would mean nothing."
+    )
+
+
+def test_a_classifier_that_is_asked_to_generate_is_refused(source: Artifact, data: Data, tokenizer: Any) -> None:
+    works = [{"kind": "dataset"}, {"kind": "generate"}]
+    with pytest.raises(BenchError) as caught:
+        bench([source], given(workloads=works), data, tokenizer, TASK, 0)
+    assert str(caught.value) == (
+        "bench.workloads[1] generates, which text-classification does not. Use kind fixed or dataset."
+    )
+
+
+def test_a_device_that_is_not_there_is_refused(export: Artifact, data: Data, tokenizer: Any) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("the installed ONNX Runtime has CUDA")
+    with pytest.raises(DeviceError, match="onnxruntime-gpu"):
+        bench([export], given(device="cuda"), data, tokenizer, TASK, 0)
+
+
+def test_weights_outside_an_exports_folder_are_refused(export: Artifact, data: Data, tokenizer: Any) -> None:
+    table = numpy_helper.from_array(np.zeros((200, 200), np.float32), "table")
+    node = helper.make_node("Gather", ["table", "input_ids"], ["logits"])
+    escaping = with_graph(export, "export-escaping", node, [table])
+    graph = onnx.load(escaping.folder / "model.onnx")
+    tensor = graph.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../export-0-source/model.onnx")
+    (escaping.folder / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(ArtifactError, match="outside its folder"):
+        bench([escaping], given(), data, tokenizer, TASK, 0)
+
+
+def test_random_tokens_need_a_vocabulary(source: Artifact, tokenizer: Any, tmp_path: Path) -> None:
+    assert vocabulary(source, None) == 200
+    bare = Artifact(tmp_path, source.manifest)
+    assert vocabulary(bare, tokenizer) == len(tokenizer)
+    with pytest.raises(BenchError) as caught:
+        vocabulary(bare, None)
+    assert str(caught.value) == (f"{tmp_path} has neither a vocab_size nor a tokenizer: random tokens cannot be drawn.")
+
+
+# Cells and their order
+
+
+def cells_of(folder: Path, source: Artifact, task: str, **settings: Any) -> list[tuple[str, bool, bool]]:
+    cells = runner._cells([Artifact(folder, source.manifest)], task, given(**settings))
+    return [(cell.runtime, cell.scores, cell.times) for cell in cells]
+
+
+def test_a_decoder_is_timed_in_onnxruntime_genai_and_scored_in_onnxruntime(source: Artifact, tmp_path: Path) -> None:
+    for name in ("genai_config.json", "model.onnx"):
+        (tmp_path / name).touch()
+    split = [("onnxruntime-genai", False, True), ("onnxruntime", True, False)]
+    assert cells_of(tmp_path, source, "causal-lm") == split
+    fixed = [{"kind": "fixed", "batch": 1, "sequence": 8}]
+    assert cells_of(tmp_path, source, "causal-lm", workloads=fixed) == [("onnxruntime", True, True)]
+
+
+def jobs_of(
+    artifacts: list[Artifact], data: Data, tokenizer: Any, seed: int, folder: Path
+) -> list[tuple[int, str, str, tuple[str, ...]]]:
+    works = [FixedWorkload(batch=1, sequence=n).model_dump() for n in (8, 16, 24)]
+    settings = given(workloads=works, repeats=8)
+    cells = runner._cells(artifacts, TASK, settings)
+    prepared = runner._prepare(settings, data, tokenizer, TASK, artifacts[0], seed, folder)
+    jobs = runner._jobs(cells, prepared, folder / "scored.npz", settings, TASK, 1, seed, folder)
+    return [
+        (repeat, job["pass"], cell.artifact.name, tuple(work["label"] for work in job.get("workloads", ())))
+        for cell, repeat, job in jobs
+    ]
+
+
+def test_one_seed_gives_one_order_and_another_gives_another(
+    source: Artifact, export: Artifact, data: Data, tokenizer: Any, tmp_path: Path
+) -> None:
+    first, again, other = (jobs_of([source, export], data, tokenizer, seed, tmp_path) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert sorted(row[:3] for row in first) == sorted(row[:3] for row in other)
+
+
+def test_within_each_repeat_every_cell_runs_once_and_the_order_changes(
+    source: Artifact, export: Artifact, data: Data, tokenizer: Any, tmp_path: Path
+) -> None:
+    jobs = jobs_of([source, export], data, tokenizer, 0, tmp_path)
+    assert [job[1] for job in jobs[:2]] == ["quality", "quality"]
+    orders = [[name for at, kind, name, _ in jobs if (at, kind) == (n, "latency")] for n in range(8)]
+    assert all(sorted(order) == ["0-source", "export-0-source"] for order in orders)
+    assert len({tuple(order) for order in orders}) == 2
+    works = [labels for _, kind, _, labels in jobs if kind == "latency"]
+    assert all(sorted(labels) == ["1×16", "1×24", "1×8"] for labels in works)
+    assert len(set(works)) > 1
+
+
+def test_memory_is_measured_on_the_workload_with_the_most_tokens_at_once(
+    source: Artifact, data: Data, tokenizer: Any, tmp_path: Path
+) -> None:
+    jobs = jobs_of([source], data, tokenizer, 0, tmp_path)
+    assert {labels for _, kind, _, labels in jobs if kind == "memory"} == {("1×24",)}
+
+
+# Children
+
+
+def job_for(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"pass": "memory", "folder": str(folder), "runtime": "torch", "device": "cpu", "threads": 1, **more}
+
+
+def test_a_child_that_crashes_says_its_exit_code_and_last_words(tmp_path: Path) -> None:
+    outcome = run_child(job_for(tmp_path / "nowhere"), tmp_path / "job.json")
+    assert isinstance(outcome, str)
+    assert outcome.startswith("exit code 1: ")
+    assert str(tmp_path / "nowhere") in outcome
+    assert not (tmp_path / "job.result").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "killed by SIGKILL (out of memory?)"), (signal.SIGTERM, "killed by SIGTERM")],
+)
+def test_a_child_that_is_killed_says_by_what(number: signal.Signals, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    killer = threading.Thread(target=kill_when_started, args=(file, number))
+    killer.start()
+    outcome = run_child(job_for(tmp_path / "nowhere"), file)
+    killer.join()
+    assert outcome == words
+
+
+def kill_when_started(file: Path, number: signal.Signals) -> None:
+    """Send a signal to this process's child that was given the job `file`."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            if str(file) in child.cmdline():
+                os.kill(child.pid, number)
+                return
+        time.sleep(0.005)
