@@ -1,10 +1,11 @@
 """What a model or an artifact is: sizes, layers, and for an artifact the chain from its source."""
 
+import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from squeeze.artifact import chain, is_artifact, read_artifact
+from squeeze.artifact import Artifact, chain, is_artifact, read_artifact
 from squeeze.provenance import Digest
 from squeeze.report.schema import LayerRow, Manifest
 
@@ -53,7 +54,7 @@ def inspect_model(path: str, *, task: str | None = None, weights: str | None = N
         manifests = chain(folder)
         links = tuple(_link(m) for m in manifests)
         if artifact.manifest.format == "onnx":
-            return _inspect_export(artifact.manifest, manifests, links)
+            return _inspect_export(artifact, manifests, links)
         path = str(folder)
     return _inspect_torch(path, task, weights, links)
 
@@ -65,11 +66,14 @@ def _last(folder: Path) -> Path:
     return artifacts[-1] if artifacts else folder
 
 
-def _inspect_export(manifest: Manifest, manifests: list[Manifest], links: tuple[Link, ...]) -> Inspection:
+def _inspect_export(artifact: Artifact, manifests: list[Manifest], links: tuple[Link, ...]) -> Inspection:
+    manifest = artifact.manifest
+    config = artifact.folder / "config.json"
+    settings = json.loads(config.read_text("utf-8")) if config.exists() else {}
     records = [m.record for m in manifests if m.record is not None and m.record.layers]
     return Inspection(
         source=manifest.source, task=manifest.task, architecture="ONNX graph", parameters=manifest.parameters,
-        nonzero_parameters=manifest.nonzero_parameters, weight_bytes=manifest.weight_bytes, positions=None,
+        nonzero_parameters=manifest.nonzero_parameters, weight_bytes=manifest.weight_bytes, positions=settings.get("max_position_embeddings", settings.get("n_positions")),
         layers=records[-1].layers if records else (), chain=links, warnings=(),
     )  # fmt: skip
 

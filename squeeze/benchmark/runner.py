@@ -194,6 +194,8 @@ def _jobs(
             for index in rng.permutation(len(timed)):
                 fitting = [w for w in prepared if _fits(w, timed[index].artifact)]
                 works = [fitting[i] for i in rng.permutation(len(fitting))] if name == "latency" else _heaviest(fitting)
+                if not works:
+                    continue
                 rows = [_row(w) for w in works]
                 yield (
                     timed[index],

@@ -224,6 +224,14 @@ def test_a_model_that_cannot_be_opened_is_a_row_with_the_childs_last_words(
     assert "Conjure" in quality.error
 
 
+def test_where_no_workload_fits_quality_alone_is_measured(export: Artifact, data: Data, tokenizer: Any) -> None:
+    works = [{"kind": "fixed", "batch": 1, "sequence": 65}]
+    rows = bench([export], given(workloads=works), data, tokenizer, TASK, 0)
+    assert find(rows, export.name, "latency", "1×65").error == "1×65 is longer than the model's 64 positions"
+    assert find(rows, export.name, "peak_memory").error == "nothing was measured"
+    assert len(find(rows, export.name, "correct").values) == 7
+
+
 def test_a_decoder_is_timed_as_it_generates_and_scored_by_its_blocks(
     successor: Artifact, tokenizer: Any, tmp_path: Path
 ) -> None:
