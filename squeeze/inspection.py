@@ -70,10 +70,11 @@ def _inspect_export(artifact: Artifact, manifests: list[Manifest], links: tuple[
     manifest = artifact.manifest
     config = artifact.folder / "config.json"
     settings = json.loads(config.read_text("utf-8")) if config.exists() else {}
+    positions = settings.get("max_position_embeddings", settings.get("n_positions"))
     records = [m.record for m in manifests if m.record is not None and m.record.layers]
     return Inspection(
         source=manifest.source, task=manifest.task, architecture="ONNX graph", parameters=manifest.parameters,
-        nonzero_parameters=manifest.nonzero_parameters, weight_bytes=manifest.weight_bytes, positions=settings.get("max_position_embeddings", settings.get("n_positions")),
+        nonzero_parameters=manifest.nonzero_parameters, weight_bytes=manifest.weight_bytes, positions=positions,
         layers=records[-1].layers if records else (), chain=links, warnings=(),
     )  # fmt: skip
 
