@@ -39,6 +39,17 @@ def test_a_quantized_artifact_comes_back_with_equal_integers_and_weights(
     assert again.network.lm_head.weight is again.network.model.embed_tokens.weight
 
 
+def test_a_real_gguf_file_opens_as_float32_with_its_tokenizer_and_its_matrices_tied() -> None:
+    model = load_model("asset:smollm2-135m-instruct")
+    assert model.task == "causal-lm"
+    assert model.parameters == 134_515_008
+    assert model.network.lm_head.weight is model.network.model.embed_tokens.weight
+    assert model.network.lm_head.weight.dtype == torch.float32
+    prompt = model.tokenizer("The capital of France is", return_tensors="pt")
+    ids = model.network.generate(**prompt, max_new_tokens=1, do_sample=False)
+    assert model.tokenizer.decode(ids[0, -1]).strip() == "Paris"
+
+
 def test_a_folder_without_a_model_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ModelError, match=r"looked for config\.json.*found notes\.txt"):
