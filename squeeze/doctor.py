@@ -145,7 +145,8 @@ def check_cores(allowed: int, machine: int, physical: int | None, quota: float |
             "cores",
             f"{value}, limited to {quota:g} by the control group",
             "warn",
-            f"More threads than that get stopped in mid-timing: pass --threads {max(1, math.floor(quota))}.",
+            f"More threads than that get stopped in mid-timing: --set bench.threads={max(1, math.floor(quota))} in "
+            "`squeeze run`, --threads in `squeeze bench`.",
         )
     return Finding("cores", value, "ok")
 

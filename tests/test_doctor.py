@@ -95,8 +95,8 @@ def test_a_quota_below_the_cores_warns_and_names_the_threads_to_ask_for() -> Non
     assert doctor.check_cores(4, 8, None, 4.0) == Finding("cores", "4 of 8", "ok")
     limited = doctor.check_cores(4, 8, 4, 2.5)
     assert (limited.level, limited.value) == ("warn", "4 of 8 (4 physical), limited to 2.5 by the control group")
-    assert "--threads 2." in limited.advice
-    assert "--threads 1." in doctor.check_cores(4, 8, 4, 0.5).advice
+    assert "bench.threads=2 " in limited.advice
+    assert "bench.threads=1 " in doctor.check_cores(4, 8, 4, 0.5).advice
 
 
 def test_memory_is_what_is_free_within_the_limit() -> None:
