@@ -116,9 +116,6 @@ def recipe_digest(recipe: Recipe) -> Digest:
     return digest_json(recipe.model_dump(mode="json"))
 
 
-# Reading: text -> nodes -> plain values, each with its spot.
-
-
 # Explaining: what pydantic found -> a line that says what, where and how to mend.
 
 

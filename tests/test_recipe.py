@@ -6,6 +6,7 @@ import pytest
 
 from squeeze.errors import RecipeError
 from squeeze.recipe import apply_overrides, read_recipe, recipe_digest, recipe_schema
+from squeeze.tasks import TASKS
 
 GOOD = """name: tiny
 model:
@@ -81,6 +82,113 @@ def test_an_override_without_a_value_shows_how_to_write_it(tmp_path: Path) -> No
     assert "path=value" in line
     with pytest.raises(RecipeError, match="path=value"):
         apply_overrides({"a": 1}, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("addition", "sentence"),
+    [
+        ("bench: {repeats: 0}", "bench.repeats = 0 is less than 1. Child processes for each cell and pass."),
+        ("seed: -1", "seed = -1 is not in [0, 4294967296). Seed of everything that is drawn at random."),
+        ("seed: true", "seed = true is true or false, not a number."),
+        ("seed: '5'", "seed = '5' is text, not a number."),
+        ("seed: 1e999", "seed = '1e999' is too large a number."),
+        ("seed: !!int x", "seed = 'x' is tagged !!int but is none. Drop the tag."),
+        ("notes: no", "notes = 'no' is not a list. Remarks that a reader of the report must know."),
+        ("notes: [no, 1]", "notes[1] = 1 is not text: put it in quotes."),
+        ("bench: 3", "bench = 3 is not a mapping of settings. What is measured, and how; {} for the defaults."),
+        ("? [a]\n: 1", "has a list or a mapping for a key. Keys are single words."),
+        (
+            "bench: {workloads: [{kind: fixd, batch: 1}]}",
+            "bench.workloads[0].kind = 'fixd' is unknown. Did you mean 'fixed'? Known: dataset, fixed, generate.",
+        ),
+        (
+            "bench: {workloads: [{batch: 3}]}",
+            "bench.workloads[0].kind is missing. Known: dataset, fixed, generate.",
+        ),
+        (
+            "bench: {workloads: [{kind: generate, batch: 1.5}]}",
+            "bench.workloads[0].batch = 1.5 is not a whole number.",
+        ),
+        (
+            '"\\e[31m": 1',
+            "'\\x1b[31m' is unknown. Known: bench, data, export, model, name, notes, seed, stages, task, verify.",
+        ),
+        (
+            "seed: !!python/name:os.system",
+            "seed has the tag 'tag:yaml.org,2002:python/name:os.system'. "
+            "A recipe holds plain values; tags can run code. Drop it.",
+        ),
+    ],
+)
+def test_a_fault_is_one_sentence_with_line_place_and_value(tmp_path: Path, addition: str, sentence: str) -> None:
+    text = GOOD.replace("seed: 7\n", "")
+    line = text.count("\n") + 1
+    assert faults(tmp_path, f"{text}{addition}\n") == [f"{tmp_path / 'x.yaml'}:{line} {sentence}"]
+
+
+def test_a_missing_setting_is_named_where_it_belongs_with_its_meaning(tmp_path: Path) -> None:
+    (line,) = faults(tmp_path, GOOD.replace("task: causal-lm\n", ""))
+    assert line == f"{tmp_path / 'x.yaml'}:1 task is missing. What the model is for."
+
+
+def test_a_value_that_fits_no_member_of_a_union_is_told_once(tmp_path: Path) -> None:
+    (line,) = faults(tmp_path, GOOD.replace("evaluate: 4", "evaluate: 4\n    train: all"))
+    expected = "data.splits.train = 'all' is not a whole number and is not 'rest'. Number of examples, or `rest`."
+    assert line == f"{tmp_path / 'x.yaml'}:9 {expected}"
+
+
+def test_an_unknown_stage_is_one_fault_and_its_settings_are_not_judged(tmp_path: Path) -> None:
+    (line,) = faults(tmp_path, GOOD.replace("kind: quantize", "kind: prune").replace("scheme: int8", "amount: 0.5"))
+    assert line == f"{tmp_path / 'x.yaml'}:10 stages[0].kind = 'prune' is unknown. Known: quantize."
+
+
+def test_scalars_are_yaml_1_2(tmp_path: Path) -> None:
+    """In YAML 1.1, which PyYAML reads, `no` is false, `12:30` is 750 and `1e-4` is text."""
+    text = GOOD.replace("verify: {}", "verify: {tolerance: 1e-4}") + "notes: [no, 12:30, 2026-11-24]\n"
+    recipe = read_recipe(written(tmp_path, text))
+    assert recipe.notes == ("no", "12:30", "2026-11-24")
+    assert recipe.verify is not None
+    assert recipe.verify.tolerance == 1e-4
+
+
+def test_a_label_is_text_whatever_it_looks_like(tmp_path: Path) -> None:
+    text = GOOD.replace("  path: prose.txt", "  path: prose.txt\n  labels: {no: 0, yes: 1, 3: 2}")
+    assert read_recipe(written(tmp_path, text)).data.labels == {"no": 0, "yes": 1, "3": 2}
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("dta.x=1", "--set dta.x: dta is unknown. Did you mean 'data'?"),
+        ("stages.3.x=1", "--set stages.3.x: stages has 1 entry, so there is no '3' in it."),
+        ("name.x=1", "--set name.x: name = 'tiny' holds no settings, so there is no 'x' in it."),
+        ("bench.repeats=0", "--set bench.repeats = 0 is less than 1."),
+        ("stages[0].scheme=int9", "--set stages.0.scheme = 'int9'"),
+        ("notes=[", "--set notes: = '[' is not YAML:"),
+        ("seed=!!python/name:os.system", "--set seed has the tag 'tag:yaml.org,2002:python/name:os.system'."),
+    ],
+)
+def test_a_wrong_override_is_the_place_of_its_fault(tmp_path: Path, override: str, sentence: str) -> None:
+    (line,) = faults(tmp_path, GOOD, override)
+    assert line.startswith(sentence)
+
+
+def test_an_override_can_open_a_section_and_replace_a_whole_list(tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path, GOOD), ["bench.repeats=2", "stages=[]", "notes=[no]"])
+    assert recipe.bench is not None
+    assert (recipe.bench.repeats, recipe.stages, recipe.notes) == (2, (), ("no",))
+
+
+def test_a_file_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"name: a\ntask: \xff\n")
+    with pytest.raises(RecipeError, match=r"x\.yaml:2 is not UTF-8 text"):
+        read_recipe(tmp_path / "x.yaml")
+    with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
+        read_recipe(tmp_path)
+
+
+def test_the_tasks_of_a_recipe_are_those_of_the_table() -> None:
+    assert set(recipe_schema()["properties"]["task"]["enum"]) == set(TASKS)
 
 
 @pytest.mark.parametrize(

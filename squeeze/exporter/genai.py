@@ -43,10 +43,10 @@ def knows(model: "Model") -> bool:
 
 @contextmanager
 def built(model: "Model", folder: Path) -> Iterator["ir.Model"]:
-    """The builder's float32 graph, its weights still in a temporary folder; genai_config.json is put into `folder`."""
+    """The builder's float32 graph, its weights in a folder inside `folder` that goes afterwards; leaves genai_config.json there."""
     import onnx_ir as ir
 
-    with tempfile.TemporaryDirectory(prefix=".squeeze-genai-", dir=folder.parent) as name:
+    with tempfile.TemporaryDirectory(prefix=".genai-", dir=folder) as name:
         source, target = Path(name, "source"), Path(name, "target")
         source.mkdir()
         save_model(dataclasses.replace(model, integers={}), source)
