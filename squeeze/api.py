@@ -65,7 +65,7 @@ def export(
 def verify(
     exported: str | Path, against: str | Path | None = None, *, tolerance: float | None = None, seed: int = 0
 ) -> ArtifactChecks:
-    """Compare an export, or every export of a run folder's last artifact, with the artifact it was made from.
+    """Compare an export, or that of a run folder's last exported artifact, with the artifact it was made from.
 
     Raises VerifyError, which carries the checks, where one failed.
     """
@@ -89,7 +89,8 @@ def bench(
     from squeeze.benchmark import bench as measure
     from squeeze.benchmark.workload import BenchSettings
     from squeeze.data import DataSettings, load_data
-    from squeeze.pipeline import Step, load_tokenizer
+    from squeeze.model import load_tokenizer
+    from squeeze.pipeline import Step
     from squeeze.recipe import validated
 
     started, clock = datetime.now(UTC), time.monotonic()
@@ -100,13 +101,11 @@ def bench(
             f"the artifacts are for different tasks: {', '.join(sorted(tasks))}. Bench one task at a time."
         )
     task = tasks.pop()
-    tokenizer = load_tokenizer(chosen[0])
+    tokenizer = load_tokenizer(chosen[0].folder)
     data_settings = validated(DataSettings, data, "data")
     bench_settings = validated(BenchSettings, settings or {}, "bench")
     loaded = load_data(data_settings, task, tokenizer, seed)
-    measured = measure(
-        chosen, bench_settings, loaded, tokenizer, task, seed, progress or (lambda description, done, total: None)
-    )
+    measured = measure(chosen, bench_settings, loaded, tokenizer, task, seed, progress)
     step = Step(artifacts=tuple(chosen), measurements=tuple(measured), notes=loaded.notes, data=loaded.digests)
     recipe = {
         "data": data_settings.model_dump(mode="json"),
@@ -158,8 +157,13 @@ def _parent(
 
 def run_artifacts(folder: Path) -> list[Path]:
     """The artifacts of a run folder, stages first, then exports, each in order."""
-    numbered = _torch_artifacts(folder)
-    return [*numbered, *(folder / f"export-{p.name}" for p in numbered if is_artifact(folder / f"export-{p.name}"))]
+    return [*_torch_artifacts(folder), *_exports(folder)]
+
+
+def _exports(folder: Path) -> list[Path]:
+    """The exports of a run folder's artifacts, in their order."""
+    named = [folder / f"export-{p.name}" for p in _torch_artifacts(folder)]
+    return [path for path in named if is_artifact(path)]
 
 
 def _torch_artifacts(folder: Path) -> list[Path]:
@@ -173,10 +177,10 @@ def _torch_artifacts(folder: Path) -> list[Path]:
 def _onnx_artifact(path: Path) -> Artifact:
     """An export; of a run folder, the export of its last artifact. Raises ArtifactError naming what is there instead."""
     if path.is_dir() and not is_artifact(path):
-        for torch_artifact in reversed(_torch_artifacts(path)):
-            if is_artifact(path / f"export-{torch_artifact.name}"):
-                return read_artifact(path / f"export-{torch_artifact.name}")
-        raise ArtifactError(f"{path} holds no export. Make one: squeeze export {path}.")
+        exports = _exports(path)
+        if not exports:
+            raise ArtifactError(f"{path} holds no export. Make one: squeeze export {path}.")
+        return read_artifact(exports[-1])
     artifact = read_artifact(path)
     if artifact.manifest.format != "onnx":
         raise ArtifactError(f"{path} is a torch artifact, not an export. Make one: squeeze export {path}.")
@@ -191,7 +195,7 @@ def _benched(path: Path) -> list[Artifact]:
         raise ArtifactError(
             f"{path} is neither an artifact nor a run folder. Make one: squeeze quantize MODEL --out {path}."
         )
-    exports = [path / f"export-{p.name}" for p in numbered if is_artifact(path / f"export-{p.name}")]
+    exports = _exports(path)
     return [read_artifact(p) for p in ([numbered[0], *exports] if exports else numbered)]
 
 

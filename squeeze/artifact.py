@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -53,6 +53,12 @@ class Artifact:
     def name(self) -> str:
         """The manifest's name, such as "1-quantize"."""
         return self.manifest.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The network's config.json; empty where there is none, as for an own module."""
+        path = self.folder / "config.json"
+        return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists. Raises ArtifactError for any other."""
@@ -236,17 +242,23 @@ def chain(folder: Path) -> list[Manifest]:
     None.
     """
     line = [read_artifact(folder, check=False).manifest]
-    by_digest: dict[Digest, Manifest] = {}
-    for sibling in sorted(Path(os.path.abspath(folder)).parent.iterdir()):
-        if is_artifact(sibling):
+    by_digest = siblings(folder)
+    while (parent := by_digest.pop(line[0].parent or "", None)) is not None:
+        line.insert(0, parent.manifest)
+    return line
+
+
+def siblings(folder: Path) -> dict[Digest, Artifact]:
+    """Every artifact in the folder that this one lies in, by digest, its files not looked at; broken ones are passed over."""
+    found: dict[Digest, Artifact] = {}
+    for path in sorted(Path(os.path.abspath(folder)).parent.iterdir()):
+        if is_artifact(path):
             try:
-                manifest = _read_manifest(sibling)
+                artifact = Artifact(path, _read_manifest(path))
             except ArtifactError:
                 continue
-            by_digest[manifest.digest] = manifest
-    while (parent := by_digest.pop(line[0].parent or "", None)) is not None:
-        line.insert(0, parent)
-    return line
+            found[artifact.digest] = artifact
+    return found
 
 
 @dataclass(frozen=True)

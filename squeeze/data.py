@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from squeeze.errors import DataError, nearest
 from squeeze.provenance import Digest, digest_bytes, digest_json
 from squeeze.rows import ASSETS, Columns, Row, read_rows
+from squeeze.tasks import positions
 
 PIECE = 2**20
 """Prose is tokenised in pieces of about this many characters, which bounds the tokenizer's memory."""
@@ -178,13 +179,10 @@ def check_fits(data: Data, config: Mapping[str, Any]) -> None:
     whose labels are called LABEL_0, LABEL_1 … says nothing about what they mean.
     """
     setting = "block_size" if data.task == "causal-lm" else "max_length"
-    length, positions = (
-        getattr(data.settings, setting),
-        config.get("max_position_embeddings", config.get("n_positions")),
-    )
-    if isinstance(positions, int) and length > positions:
+    length, limit = getattr(data.settings, setting), positions(config)
+    if limit is not None and length > limit:
         raise DataError(
-            f"data.{setting} = {length} tokens, but the model has {positions} positions. Set it to at most that."
+            f"data.{setting} = {length} tokens, but the model has {limit} positions. Set it to at most that."
         )
     heads = {str(name): int(number) for number, name in (config.get("id2label") or {}).items()}
     if data.labels is None or not heads:

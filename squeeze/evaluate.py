@@ -46,7 +46,7 @@ def evaluate(session: Session, task: str, batches: Sequence[Mapping[str, NDArray
     order: list[NDArray[np.int64]] = []
     tokens: list[NDArray[np.int64]] = []
     for batch in batches:
-        inputs = {name: array for name, array in batch.items() if name != "index"}
+        inputs = model_inputs(batch)
         out = session.forward(inputs)
         if not np.isfinite(out).all():
             raise BenchError(
@@ -60,6 +60,11 @@ def evaluate(session: Session, task: str, batches: Sequence[Mapping[str, NDArray
             rows.append(out if task == "text-classification" else embed(out, inputs["attention_mask"]))
     back = np.argsort(np.concatenate(order), kind="stable")
     return Outputs(task, np.concatenate(rows)[back], np.concatenate(tokens)[back] if tokens else None)
+
+
+def model_inputs(batch: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """A batch without "index", the numbers of its examples: what a session takes."""
+    return {name: array for name, array in batch.items() if name != "index"}
 
 
 def negative_log_likelihood(logits: NDArray[np.float32], ids: NDArray[np.int64]) -> Floats:

@@ -1,6 +1,5 @@
 """What a model or an artifact is: sizes, layers, and for an artifact the chain from its source."""
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -8,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from squeeze.artifact import Artifact, chain, is_artifact, read_artifact
 from squeeze.provenance import Digest
 from squeeze.report.schema import LayerRow, Manifest
+from squeeze.tasks import positions
 
 
 class Link(BaseModel):
@@ -68,13 +68,10 @@ def _last(folder: Path) -> Path:
 
 def _inspect_export(artifact: Artifact, manifests: list[Manifest], links: tuple[Link, ...]) -> Inspection:
     manifest = artifact.manifest
-    config = artifact.folder / "config.json"
-    settings = json.loads(config.read_text("utf-8")) if config.exists() else {}
-    positions = settings.get("max_position_embeddings", settings.get("n_positions"))
     records = [m.record for m in manifests if m.record is not None and m.record.layers]
     return Inspection(
         source=manifest.source, task=manifest.task, architecture="ONNX graph", parameters=manifest.parameters,
-        nonzero_parameters=manifest.nonzero_parameters, weight_bytes=manifest.weight_bytes, positions=positions,
+        nonzero_parameters=manifest.nonzero_parameters, weight_bytes=manifest.weight_bytes, positions=positions(artifact.config),
         layers=records[-1].layers if records else (), chain=links, warnings=(),
     )  # fmt: skip
 

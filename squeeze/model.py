@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.artifact import Artifact, is_artifact, read_artifact
 from squeeze.checkpoint import check_config, check_missing, check_weight_files, hub_errors, quiet_transformers
-from squeeze.errors import ModelError
+from squeeze.errors import ModelError, nearest
 from squeeze.rows import asset_path
-from squeeze.tasks import TASKS, check_task, infer_task
+from squeeze.tasks import TASKS, check_task, infer_task, positions
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +80,7 @@ class Model:
     @property
     def positions(self) -> int | None:
         """Longest sequence that the position table allows, in tokens; None where there is no table."""
-        value = self.config.get("max_position_embeddings", self.config.get("n_positions"))
-        return int(value) if isinstance(value, int) else None
+        return positions(self.config)
 
     @property
     def text_inputs(self) -> tuple[str, ...]:
@@ -109,8 +108,6 @@ def load_model(
     if not isinstance(path, ModelSettings):
         path = ModelSettings(path=str(path), revision=revision, weights=weights)
     if task is not None and task not in TASKS:
-        from squeeze.errors import nearest
-
         raise ModelError(f"task {task!r} is unknown. {nearest(task, TASKS)}")
     location = locate(path)
     if isinstance(location, str):
@@ -139,8 +136,7 @@ def task_of(settings: ModelSettings) -> str:
         isinstance(location, Path) and location.suffix == ".gguf"
     ):
         return "causal-lm"
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    return infer_task(_read_config(location, settings, None, options).to_dict())
+    return _read_config(location, settings, None)[1]
 
 
 def locate(settings: ModelSettings) -> Path | str:
@@ -177,12 +173,8 @@ def _from_transformers(location: Path | str, settings: ModelSettings, task: str 
     import transformers
 
     notes: list[str] = []
-    options: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
-    if isinstance(location, str):
-        options["revision"] = settings.revision
-    config = _read_config(location, settings, task, options)
-    task = task or infer_task(config.to_dict())
-    check_task(config.to_dict(), task)
+    config, task = _read_config(location, settings, task)
+    options = _options(location, settings)
     if isinstance(location, Path):
         check_weight_files(location, allow_pickle=settings.allow_pickle)
     if str(getattr(config, "dtype", "float32")) in ("torch.float16", "torch.bfloat16", "float16", "bfloat16"):
@@ -205,14 +197,30 @@ def _drop_pooler(network: Any, task: str) -> None:
         network.pooler = None
 
 
-def _read_config(location: Path | str, settings: ModelSettings, task: str | None, options: dict[str, Any]) -> Any:
+def _read_config(location: Path | str, settings: ModelSettings, task: str | None) -> tuple[Any, str]:
+    """The config, and the task: the one asked for, once the checkpoint is known to be for it, or the checkpoint's own.
+
+    A local config.json is judged before Transformers reads it, which fails in words of its own on a model type it lacks.
+    """
     import transformers
 
+    described: dict[str, Any] | None = None
     if isinstance(location, Path):
-        raw = check_config(location, trust_remote_code=settings.trust_remote_code)
-        check_task(raw, task or infer_task(raw))
+        described = check_config(location, trust_remote_code=settings.trust_remote_code)
+        task = task or infer_task(described)
+        check_task(described, task)
     with hub_errors(location):
-        return transformers.AutoConfig.from_pretrained(location, **options)
+        config = transformers.AutoConfig.from_pretrained(location, **_options(location, settings))
+    if described is None:
+        task = task or infer_task(config.to_dict())
+        check_task(config.to_dict(), task)
+    return config, str(task)
+
+
+def _options(location: Path | str, settings: ModelSettings) -> dict[str, Any]:
+    """What Transformers is told beside the place: how far the checkpoint is trusted and, on the hub, which revision."""
+    trust: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    return trust | {"revision": settings.revision} if isinstance(location, str) else trust
 
 
 def _from_gguf(location: Path, settings: ModelSettings, task: str | None) -> Model:
@@ -258,8 +266,7 @@ def _from_factory(settings: ModelSettings, task: str | None) -> Model:
             f"{file} does not exist: model.weights names a safetensors file or a folder with model.safetensors."
         )
     _load_state(network, file)
-    tokenizer = _tokenizer(file.parent, {}) if (file.parent / "tokenizer.json").exists() else None
-    return Model(network, tokenizer, task or "causal-lm", settings.path, {}, factory=settings.path)
+    return Model(network, load_tokenizer(file.parent), task or "causal-lm", settings.path, {}, factory=settings.path)
 
 
 def build_own_module(name: str) -> "nn.Module":
@@ -294,22 +301,19 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
             f"{folder} is an ONNX export. Name the torch artifact it was made from; `squeeze inspect {folder}` shows it."
         )
     factory = manifest.extra.get("factory")
-    if INTEGERS not in manifest.files:
-        if factory is None:
-            model = _from_transformers(folder, settings.model_copy(update={"path": str(folder)}), manifest.task)
-        else:
-            model = Model(build_own_module(str(factory)), None, manifest.task, "", {}, factory=str(factory))
-            _load_state(model.network, folder / "model.safetensors")
-            model.tokenizer = _tokenizer(folder, {}) if (folder / "tokenizer.json").exists() else None
+    if factory is not None:
+        own = build_own_module(str(factory))
+        model = Model(own, load_tokenizer(folder), manifest.task, "", {}, factory=str(factory))
+        if INTEGERS not in manifest.files:
+            _load_state(own, folder / "model.safetensors")
+    elif INTEGERS not in manifest.files:
+        model = _from_transformers(folder, settings.model_copy(update={"path": str(folder)}), manifest.task)
     else:
-        if factory is None:
-            config = transformers.AutoConfig.from_pretrained(folder)
-            network = getattr(transformers, TASKS[manifest.task].auto_class).from_config(config, dtype=torch.float32)
-            _drop_pooler(network, manifest.task)
-            model = Model(network, _tokenizer(folder, {}), manifest.task, "", network.config.to_dict())
-        else:
-            tokenizer = _tokenizer(folder, {}) if (folder / "tokenizer.json").exists() else None
-            model = Model(build_own_module(str(factory)), tokenizer, manifest.task, "", {}, factory=str(factory))
+        config = transformers.AutoConfig.from_pretrained(folder)
+        network = getattr(transformers, TASKS[manifest.task].auto_class).from_config(config, dtype=torch.float32)
+        _drop_pooler(network, manifest.task)
+        model = Model(network, _tokenizer(folder, {}), manifest.task, "", network.config.to_dict())
+    if INTEGERS in manifest.files:
         tensors = load_file(folder / INTEGERS)
         layout: dict[str, Any] = manifest.extra["integers"]  # type: ignore[assignment]
         model.integers = {
@@ -398,6 +402,11 @@ def _load_state(network: "nn.Module", file: Path) -> None:
         raise ModelError(f"{file} does not fit the module: {error}") from error
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder; None where there is none, as beside an own module."""
+    return _tokenizer(folder, {}) if any(folder.glob("tokenizer*")) else None
+
+
 def _tokenizer(location: Path | str, options: dict[str, Any]) -> Any:
     import transformers
 
@@ -415,6 +424,13 @@ def _check_vocabulary(model: Model) -> None:
         raise ModelError(
             f"{model.source}: the tokenizer knows {len(model.tokenizer)} tokens, the embedding has {rows} rows."
         )
+
+
+def answer(out: Any, task: str) -> "torch.Tensor":
+    """The one tensor that a task is about, from what forward() gave: an own module gives just that."""
+    import torch
+
+    return out if isinstance(out, torch.Tensor) else getattr(out, TASKS[task].output)
 
 
 def simulate_activations(model: Model) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from squeeze import __version__
-from squeeze.artifact import Artifact, claim, read_artifact, reusable, write_artifact
+from squeeze.artifact import Artifact, claim, read_artifact, reusable, siblings, write_artifact
 from squeeze.errors import ArtifactError, SqueezeError, VerifyError
 from squeeze.provenance import Digest, digest_file, digest_json, environment
 from squeeze.report.schema import (
@@ -143,7 +143,7 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
     yield Step(notes=data.notes, data=data.digests)
     chain = [source]
     for number, stage in enumerate(recipe.stages, start=1):
-        say(f"{stage.kind} {getattr(stage, 'scheme', '')}".strip(), 1 + number, total)
+        say(f"{stage.kind} {stage.scheme}", 1 + number, total)
         chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data))
         yield Step((chain[-1],))
     exported: list[Artifact] = []
@@ -161,13 +161,14 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
                 yield Step(checks=(checks,))
     if recipe.bench is not None:
         from squeeze.benchmark import bench
+        from squeeze.model import load_tokenizer
 
         say("bench", total - 1, total)
         measured = bench(
             [source, *exported] if exported else chain,
             recipe.bench,
             data,
-            load_tokenizer(source),
+            load_tokenizer(source.folder),
             recipe.task,
             recipe.seed,
             say,
@@ -192,9 +193,7 @@ def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
         return found
     model = load_model(settings, task)
     extra: dict[str, Any] = {"notes": list(model.notes), **_module(model)}
-    return _write(
-        folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, record=None, extra=extra
-    )
+    return _write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, extra=extra)
 
 
 def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | None" = None) -> Artifact:
@@ -216,16 +215,12 @@ def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | No
         for name, w in model.integers.items()
     }
     extra: dict[str, Any] = {"integers": layout, "activations": model.activations, **_module(model)}
-    return _write(
-        folder,
-        lambda place: save_model(model, place),
-        model,
-        inputs=inputs,
-        parent=parent.digest,
-        record=record,
-        extra=extra,
-        data=used,
-    )
+
+    def fill(place: Path) -> StageRecord:
+        save_model(model, place)
+        return record
+
+    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra=extra, data=used)
 
 
 def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") -> Artifact:
@@ -245,22 +240,15 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") 
         return found
     model = load_model(parent.folder)
     clock = time.monotonic()
-    notes: list[str] = []
-    records: list[StageRecord] = []
 
-    def fill(place: Path) -> None:
-        notes.extend(export_onnx(model, place, settings))
-        records.append(
-            StageRecord(
-                kind="export",
-                settings=settings.model_dump(mode="json"),
-                seconds=time.monotonic() - clock,
-                layers=(),
-                notes=tuple(notes),
-            )
+    def fill(place: Path) -> StageRecord:
+        notes = export_onnx(model, place, settings)
+        seconds = time.monotonic() - clock
+        return StageRecord(
+            kind="export", settings=settings.model_dump(mode="json"), seconds=seconds, layers=(), notes=notes
         )
 
-    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, record=records, extra={}, form="onnx")
+    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra={}, form="onnx")
 
 
 def verify_artifact(parent: Artifact, export: Artifact, settings: "VerifySettings", seed: int) -> ArtifactChecks:
@@ -282,38 +270,22 @@ def require(checks: ArtifactChecks) -> None:
         )
 
 
-def load_tokenizer(artifact: Artifact) -> Any:
-    """The tokenizer that an artifact carries, or None."""
-    if not any(name.startswith("tokenizer") for name in artifact.manifest.files):
-        return None
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(artifact.folder)
-
-
 def parent_of(export: Artifact) -> Artifact:
     """The torch artifact beside an export that the export was made from. Raises ArtifactError where it is not there."""
-    from squeeze.artifact import is_artifact
-
-    for sibling in sorted(export.folder.resolve().parent.iterdir()):
-        if is_artifact(sibling):
-            candidate = read_artifact(sibling, check=False)
-            if candidate.digest == export.manifest.parent:
-                return read_artifact(sibling)
-    raise ArtifactError(
-        f"{export.folder} was made from {export.manifest.parent}, which is not beside it. Name it with --against."
-    )
+    found = siblings(export.folder.resolve()).get(export.manifest.parent or "")
+    if found is None:
+        raise ArtifactError(
+            f"{export.folder} was made from {export.manifest.parent}, which is not beside it. Name it with --against."
+        )
+    return read_artifact(found.folder)
 
 
 def _data(recipe: "Recipe", source: Artifact) -> "Data":
-    import json
-
     from squeeze.data import check_fits, load_data
+    from squeeze.model import load_tokenizer
 
-    data = load_data(recipe.data, recipe.task, load_tokenizer(source), recipe.seed)
-    config = source.folder / "config.json"
-    if config.exists():
-        check_fits(data, json.loads(config.read_text("utf-8")))
+    data = load_data(recipe.data, recipe.task, load_tokenizer(source.folder), recipe.seed)
+    check_fits(data, source.config)
     return data
 
 
@@ -338,17 +310,23 @@ def _module(model: "Model") -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, fill: Callable[[Path], Any], model: "Model", *, inputs: Digest, parent: Digest | None,
-    record: StageRecord | list[StageRecord] | None, extra: dict[str, Any], form: Literal["torch", "onnx"] = "torch",
-    data: dict[str, Digest] | None = None,
+    folder: Path, fill: Callable[[Path], StageRecord | None], model: "Model", *, inputs: Digest, parent: Digest | None,
+    extra: dict[str, Any], form: Literal["torch", "onnx"] = "torch", data: dict[str, Digest] | None = None,
 ) -> Artifact:  # fmt: skip
+    """Write an artifact; `fill` fills its folder and tells what it did, None where the model is as it was found."""
+    record: StageRecord | None = None
+
+    def filled(place: Path) -> None:
+        nonlocal record
+        record = fill(place)
+
     def manifest(files: dict[str, FileEntry]) -> Manifest:
         return Manifest(
             name=folder.name, format=form, task=model.task, source=model.source, files=files, parent=parent,
-            record=record[-1] if isinstance(record, list) else record, data=data or {}, parameters=model.parameters,
+            record=record, data=data or {}, parameters=model.parameters,
             nonzero_parameters=model.nonzero_parameters,
             weight_bytes=sum(entry.bytes for name, entry in files.items() if name.endswith(WEIGHT_FILES)),
             inputs=inputs, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds"), extra=extra,
         )  # fmt: skip
 
-    return write_artifact(folder, fill, make_manifest=manifest)
+    return write_artifact(folder, filled, make_manifest=manifest)

@@ -88,11 +88,11 @@ class TorchSession:
     def __init__(self, folder: Path, device: str, threads: int) -> None:
         import torch
 
-        from squeeze.model import load_model, simulate_activations
+        from squeeze.model import answer, load_model, simulate_activations
 
         check_device(self.runtime, device)
         torch.set_num_threads(threads)
-        self.device, self.threads, self._torch = device, threads, torch
+        self.device, self.threads, self._torch, self._answer = device, threads, torch, answer
         model = load_model(folder)
         simulate_activations(model)
         self._network = model.network.to(device)
@@ -104,9 +104,7 @@ class TorchSession:
         tensors = {n: self._tensor(batch[n]) for n in self._text_inputs if n in batch}
         with self._torch.inference_mode():
             out = self._network(**tensors)
-        if not isinstance(out, self._torch.Tensor):
-            out = out.last_hidden_state if self._task == "feature-extraction" else out.logits
-        return out.float().cpu().numpy()  # type: ignore[no-any-return]
+        return self._answer(out, self._task).float().cpu().numpy()
 
     def generate(self, input_ids: NDArray[np.int64], new_tokens: int) -> Generation:
         """See Session."""

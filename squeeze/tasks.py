@@ -25,7 +25,8 @@ class Task:
     head: str
     """What comes out of the network, with its shape."""
     metric: str
-    larger_is_better: bool
+    output: str
+    """What the network's answer is called, in Transformers and in the exported graph."""
     auto_class: str
     """Class in `transformers` that opens trunk and head."""
     endings: tuple[str, ...]
@@ -75,6 +76,12 @@ def check_task(config: Mapping[str, Any], task: str) -> None:
         )
 
 
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Longest sequence that the position table in a config.json allows, in tokens; None where there is no table."""
+    value = config.get("max_position_embeddings", config.get("n_positions"))
+    return value if isinstance(value, int) else None
+
+
 def _architecture(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list | tuple) and names else None
@@ -119,7 +126,7 @@ TASKS: dict[str, Task] = {
             name="causal-lm",
             head="scores of the next token, [batch, length, vocabulary]",
             metric="perplexity",
-            larger_is_better=False,
+            output="logits",
             auto_class="AutoModelForCausalLM",
             endings=("ForCausalLM", "LMHeadModel"),
             table="MODEL_FOR_CAUSAL_LM_MAPPING",
@@ -128,7 +135,7 @@ TASKS: dict[str, Task] = {
             name="text-classification",
             head="scores of the classes, [batch, classes]",
             metric="accuracy",
-            larger_is_better=True,
+            output="logits",
             auto_class="AutoModelForSequenceClassification",
             endings=("ForSequenceClassification",),
             table="MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
@@ -137,7 +144,7 @@ TASKS: dict[str, Task] = {
             name="feature-extraction",
             head="states of the last layer, [batch, length, width]; their mean over the text is the embedding",
             metric="cosine to the source's embedding",
-            larger_is_better=True,
+            output="last_hidden_state",
             auto_class="AutoModel",
             endings=(),
             table="MODEL_MAPPING",

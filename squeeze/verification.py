@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.report.schema import Check
+from squeeze.tasks import TASKS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,11 +48,11 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     """Compare the export in `folder` with `model`, the artifact it was made from; every comparison is one Check."""
     import onnx_ir as ir
 
-    from squeeze.runtimes import open_session
+    from squeeze.runtimes import MODEL_FILE, open_session
 
     settings = settings or VerifySettings()
     tolerance = settings.tolerance or (INTEGER_TOLERANCE if model.integers else FLOAT_TOLERANCE)
-    graph = ir.load(folder / "model.onnx")
+    graph = ir.load(folder / MODEL_FILE)
     checks = [_check_interface(graph, model), *_check_integers(graph, model)]
     rng = np.random.default_rng(seed)
     session = open_session(folder, "onnxruntime")
@@ -74,7 +75,7 @@ def _check_interface(graph: "ir.Model", model: "Model") -> Check:
     """Input and output names, and that batch and sequence are free axes."""
     inputs = {v.name: v for v in graph.graph.inputs}
     outputs = {v.name: v for v in graph.graph.outputs}
-    wanted_output = "last_hidden_state" if model.task == "feature-extraction" else "logits"
+    wanted_output = TASKS[model.task].output
     problems = [] if wanted_output in outputs else [f"no output {wanted_output}"]
     for name in model.text_inputs:
         shape = inputs[name].shape if name in inputs else None
@@ -203,11 +204,11 @@ def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int6
     """What `network`, the model's own or its simulation, gives for the model's text inputs; shape as Session.forward gives it."""
     import torch
 
+    from squeeze.model import answer
+
     with torch.no_grad():
         out = network(**{n: torch.from_numpy(inputs[n]) for n in model.text_inputs})
-    if isinstance(out, torch.Tensor):
-        return out.numpy()
-    return (out.last_hidden_state if model.task == "feature-extraction" else out.logits).numpy()  # type: ignore[no-any-return]
+    return answer(out, model.task).numpy()
 
 
 def _check_greedy(

@@ -22,8 +22,8 @@ import numpy as np
 from squeeze.artifact import Artifact
 from squeeze.benchmark.workload import (
     DEFAULTS,
+    AnyWorkload,
     BenchSettings,
-    DatasetWorkload,
     FixedWorkload,
     GenerateWorkload,
     fixed_inputs,
@@ -35,6 +35,7 @@ from squeeze.errors import BenchError
 from squeeze.evaluate import Outputs, quality
 from squeeze.report.schema import Measurement, Workload
 from squeeze.runtimes import check_device, check_external_data, cores, default_runtimes
+from squeeze.tasks import positions
 
 if TYPE_CHECKING:
     from squeeze.data import Data
@@ -61,9 +62,15 @@ class Cell:
 class Prepared:
     """A workload with its inputs on disk."""
 
-    settings: FixedWorkload | DatasetWorkload | GenerateWorkload
+    settings: AnyWorkload
     described: Workload
     file: Path
+
+    @property
+    def length(self) -> int:
+        """Tokens of one text at the end of a call; 0 for real traffic, whose texts have lengths of their own."""
+        described = self.described
+        return (described.sequence or 0) + (described.prompt or 0) + (described.new_tokens or 0)
 
 
 def bench(
@@ -139,21 +146,12 @@ def _prepare(
 
 def vocabulary(source: Artifact, tokenizer: Any) -> int:
     """Token numbers that random inputs may use."""
-    path = source.folder / "config.json"
-    if path.exists():
-        size = json.loads(path.read_text("utf-8")).get("vocab_size")
-        if isinstance(size, int):
-            return size
+    size = source.config.get("vocab_size")
+    if isinstance(size, int):
+        return size
     if tokenizer is None:
         raise BenchError(f"{source.folder} has neither a vocab_size nor a tokenizer: random tokens cannot be drawn.")
     return len(tokenizer)
-
-
-def _positions(artifact: Artifact) -> int | None:
-    path = artifact.folder / "config.json"
-    config = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    value = config.get("max_position_embeddings", config.get("n_positions"))
-    return value if isinstance(value, int) else None
 
 
 def _batches(data: "Data", tokenizer: Any, task: str) -> list[Any]:
@@ -218,18 +216,12 @@ def _row(work: Prepared) -> dict[str, Any]:
 def _heaviest(prepared: Sequence[Prepared]) -> list[Prepared]:
     """The workload with the most tokens at once; real traffic only where nothing else is asked for."""
 
-    def tokens(work: Prepared) -> int:
-        described = work.described
-        return described.batch * ((described.sequence or 0) + (described.prompt or 0) + (described.new_tokens or 0))
-
-    return [max(prepared, key=tokens)] if prepared else []
+    return [max(prepared, key=lambda work: work.described.batch * work.length)] if prepared else []
 
 
 def _fits(work: Prepared, artifact: Artifact) -> bool:
-    positions = _positions(artifact)
-    described = work.described
-    length = (described.sequence or 0) + (described.prompt or 0) + (described.new_tokens or 0)
-    return positions is None or length <= positions
+    limit = positions(artifact.config)
+    return limit is None or work.length <= limit
 
 
 def run_child(job: dict[str, Any], file: Path) -> dict[str, Any] | str:
@@ -332,7 +324,7 @@ QUANTITIES = {
 def _timings(row: _Rows, work: Prepared) -> list[Measurement]:
     kind, described = work.described.kind, work.described
     if not _fits(work, row.cell.artifact):
-        reason = f"{described.label} is longer than the model's {_positions(row.cell.artifact)} positions"
+        reason = f"{described.label} is longer than the model's {positions(row.cell.artifact.config)} positions"
         return [row.made(quantity, unit, (), described, error=reason) for quantity, unit in QUANTITIES[kind]]
     found: list[tuple[int, dict[str, Any]]] = [
         (repeat, timed)

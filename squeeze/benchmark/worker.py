@@ -19,7 +19,7 @@ import numpy as np
 
 from squeeze.benchmark.memory import peak_bytes
 from squeeze.benchmark.workload import unpack
-from squeeze.evaluate import evaluate
+from squeeze.evaluate import evaluate, model_inputs
 from squeeze.runtimes import Session, open_session
 
 WARM_UP, AT_LEAST, GENERATIONS = 2, 5, 3
@@ -58,7 +58,7 @@ def _timed(session: Session, work: dict[str, Any], seconds: float) -> dict[str, 
         done = [session.generate(ids, work["new_tokens"]) for _ in range(GENERATIONS)]
         rates = [len(ids) * len(g.token_seconds) / sum(g.token_seconds) for g in done]
         return {"first_token": [g.first_token_seconds for g in done], "rate": rates}
-    inputs = [{n: a for n, a in batch.items() if n != "index"} for batch in batches]
+    inputs = [model_inputs(batch) for batch in batches]
     if work["kind"] == "dataset":
         session.forward(inputs[0])
         session.forward(inputs[-1])
@@ -97,7 +97,7 @@ def _memory(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     if work["kind"] == "generate":
         session.generate(batches[0]["input_ids"], work["new_tokens"])
     else:
-        session.forward({n: a for n, a in batches[-1].items() if n != "index"})
+        session.forward(model_inputs(batches[-1]))
     return {}
 
 

@@ -51,7 +51,8 @@ class GenerateWorkload(_Settings):
         return Workload(kind="generate", batch=self.batch, prompt=self.prompt, new_tokens=self.new_tokens)
 
 
-WorkloadSettings = Annotated[FixedWorkload | DatasetWorkload | GenerateWorkload, Field(discriminator="kind")]
+AnyWorkload = FixedWorkload | DatasetWorkload | GenerateWorkload
+WorkloadSettings = Annotated[AnyWorkload, Field(discriminator="kind")]
 
 
 class BenchSettings(_Settings):
@@ -66,7 +67,7 @@ class BenchSettings(_Settings):
     workloads: tuple[WorkloadSettings, ...] | None = Field(default=None, description="none: the task's defaults")
 
 
-DEFAULTS: Mapping[str, tuple[FixedWorkload | DatasetWorkload | GenerateWorkload, ...]] = {
+DEFAULTS: Mapping[str, tuple[AnyWorkload, ...]] = {
     "causal-lm": (GenerateWorkload(),),
     "text-classification": (
         FixedWorkload(batch=1, sequence=16), FixedWorkload(batch=1, sequence=128), FixedWorkload(batch=8, sequence=128), DatasetWorkload(),

@@ -86,7 +86,6 @@ class Scheme:
 
     summary: str
     source: str
-    bits: int
     layout: Callable[[str], Layout]
 
 
@@ -278,7 +277,6 @@ SCHEMES: dict[str, Scheme] = {
         summary="int8 weights, symmetric, round to nearest; decoders: one scale per block, weights only; "
         "encoders: one scale per output row, activations uint8 measured as they come",
         source="Jacob et al. 2017, arXiv:1712.05877",
-        bits=8,
         layout=_int8,
     ),
 }

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.errors import ExportError
+from squeeze.runtimes import MODEL_FILE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from squeeze.model import Model
 
-MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 EXTERNAL_FROM = 100_000_000
 """Weights beyond this many bytes go to a file of their own, which the runtime maps instead of parsing a second copy.

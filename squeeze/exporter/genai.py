@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from squeeze.errors import ExportError
 from squeeze.model import save_model
+from squeeze.runtimes import GENAI_CONFIG, MODEL_FILE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,9 +52,9 @@ def built(model: "Model", folder: Path) -> Iterator["ir.Model"]:
         source.mkdir()
         save_model(dataclasses.replace(model, integers={}), source)
         _build(source, target, Path(name, "cache"))
-        config = json.loads((target / "genai_config.json").read_text("utf-8"))
-        (folder / "genai_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        yield ir.load(target / "model.onnx")
+        config = json.loads((target / GENAI_CONFIG).read_text("utf-8"))
+        (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        yield ir.load(target / MODEL_FILE)
 
 
 def _build(source: Path, target: Path, cache: Path) -> None:
@@ -62,6 +63,6 @@ def _build(source: Path, target: Path, cache: Path) -> None:
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False
     )
-    if done.returncode != 0 or not (target / "model.onnx").exists():
+    if done.returncode != 0 or not (target / MODEL_FILE).exists():
         last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no message"])[-1]
         raise ExportError(f"onnxruntime-genai's builder failed: {last} Use export.graph: dynamo to go without it.")

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.errors import ExportError
+from squeeze.model import answer
+from squeeze.tasks import TASKS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,15 +53,15 @@ class CachedDecoder(nn.Module):
 
 
 class TextModel(nn.Module):
-    """One named output from text inputs: logits, or the last hidden state."""
+    """The task's one answer from text inputs: logits, or the last hidden state."""
 
-    def __init__(self, network: nn.Module, names: tuple[str, ...], field: str) -> None:
+    def __init__(self, model: "Model") -> None:
         super().__init__()
-        self.network, self.names, self.field = network, names, field
+        self.network, self.names, self.task = model.network, model.text_inputs, model.task
 
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.network(**dict(zip(self.names, inputs, strict=True)))
-        return out if isinstance(out, Tensor) else getattr(out, self.field)
+        return answer(out, self.task)
 
 
 @contextmanager
@@ -77,7 +79,6 @@ def traced(model: "Model", opset: int) -> Iterator["ir.Model"]:
 
 def _trace_text_model(model: "Model", opset: int) -> "ir.Model":
     names = model.text_inputs
-    field = "last_hidden_state" if model.task == "feature-extraction" else "logits"
     example = {
         "input_ids": torch.arange(2, 16).view(2, 7),
         "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
@@ -85,7 +86,7 @@ def _trace_text_model(model: "Model", opset: int) -> "ir.Model":
     }
     axes = {0: torch.export.Dim(BATCH), 1: torch.export.Dim(SEQUENCE)}
     graph = _export(
-        TextModel(model.network, names, field), tuple(example[n] for n in names), list(names), [field],
+        TextModel(model), tuple(example[n] for n in names), list(names), [TASKS[model.task].output],
         {"inputs": tuple(dict(axes) for _ in names)}, opset,
     )  # fmt: skip
     _name_axes(

@@ -22,8 +22,8 @@ from squeeze.benchmark.workload import BenchSettings, FixedWorkload
 from squeeze.data import Data, DataSettings, load_data
 from squeeze.errors import ArtifactError, BenchError, DeviceError
 from squeeze.exporter import ExportSettings
-from squeeze.model import ModelSettings
-from squeeze.pipeline import export_artifact, keep_source, load_tokenizer
+from squeeze.model import ModelSettings, load_tokenizer
+from squeeze.pipeline import export_artifact, keep_source
 from squeeze.report.schema import Measurement
 from squeeze.runtimes import cores
 
@@ -75,7 +75,7 @@ def with_graph(export: Artifact, name: str, node: Any, tables: list[TensorProto]
 
 @pytest.fixture(scope="module")
 def tokenizer(source: Artifact) -> Any:
-    return load_tokenizer(source)
+    return load_tokenizer(source.folder)
 
 
 @pytest.fixture(scope="module")
