@@ -26,7 +26,8 @@ from pydantic import (
 from squeeze.errors import ReportError
 from squeeze.provenance import Digest, Environment, digest_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 (November 2026): load tests, child processes, ceilings, costs and profiles. Reports of version 1 are read as they are."""
 
 Sha256 = Annotated[Digest, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -75,7 +76,7 @@ class Manifest(Record):
     schema_version: int = SCHEMA_VERSION
     name: str
     """The folder's name in a run: "0-source", "1-quantize", "export-1-quantize"."""
-    format: Literal["torch", "onnx"]
+    format: Literal["torch", "onnx", "openvino", "gguf"]
     task: str
     source: str
     """The trained model that the chain began with, as the user named it."""
@@ -143,13 +144,20 @@ class ArtifactChecks(Record):
 class Workload(Record):
     """What was asked of a session while it was timed. `batch` and `sequence` count texts and tokens."""
 
-    kind: Literal["fixed", "dataset", "generate"]
+    kind: Literal["fixed", "dataset", "generate", "closed", "open"]
     batch: int
     sequence: int | None = None
+    """None in a load test: held-out texts at their own lengths."""
     prompt: int | None = None
     new_tokens: int | None = None
     examples: int | None = None
     order: str | None = None
+    callers: int | None = None
+    """Requests that are worked on at once."""
+    rate: FiniteFloat | None = None
+    """Mean arrivals a second, Poisson; None where the highest rate is sought."""
+    limit_seconds: FiniteFloat | None = None
+    """What the 99th percentile must not exceed."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -160,19 +168,33 @@ class Workload(Record):
 
     @property
     def label(self) -> str:
-        """Short name for tables: "1×128", "3000 texts, batches of 50", "128+64 tokens"."""
+        """Short name for tables: "1×128", "3000 texts, batches of 50", "128+64 tokens", "4 callers, 1×128"."""
         if self.kind == "fixed":
             return f"{self.batch}×{self.sequence}"
         if self.kind == "dataset":
-            return f"{self.examples} texts, batches of {self.batch}"
+            order = "" if self.order in (None, "sorted") else f", {self.order}"
+            return f"{self.examples} texts, batches of {self.batch}{order}"
+        if self.kind in ("closed", "open"):
+            return self._load_label
         tokens = f"{self.prompt}+{self.new_tokens} tokens"
         return tokens if self.batch == 1 else f"{self.batch}×({tokens})"
+
+    @property
+    def _load_label(self) -> str:
+        what = "real texts" if self.sequence is None else f"{self.batch}×{self.sequence}"
+        if self.kind == "closed":
+            return f"{self.callers} caller{'' if self.callers == 1 else 's'}, {what}"
+        if self.rate is not None:
+            return f"{self.rate:g}/s arriving, {what}"
+        return f"p99 within {1e3 * (self.limit_seconds or 0):g} ms, {what}"
 
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "fixed": ("sequence",),
     "dataset": ("examples",),
     "generate": ("prompt", "new_tokens"),
+    "closed": ("callers",),
+    "open": ("callers",),
 }
 
 
@@ -183,15 +205,23 @@ class Measurement(Record):
     |---|---|---|
     | latency | s | timed call of a fixed workload |
     | set_time | s | repeat over the whole data set |
-    | time_to_first_token | s | generation |
-    | decode_rate | tokens/s | generation |
+    | time_to_first_token, time_per_output_token | s | generation; the latter is the mean over its later tokens |
+    | decode_rate | tokens/s | generation, all texts of the batch together, first tokens left out |
+    | request_latency | s | request of a load test, from its arrival (open loop) or call (closed) to its answer |
+    | throughput | 1/s | repeat of a load test: requests answered a second |
+    | highest_rate | 1/s | repeat: the highest arrival rate tried that kept the 99th percentile within the limit |
     | peak_memory, baseline_memory | bytes | child process; the baseline is the same child before the model is opened |
-    | load_time | s | child process |
-    | weight_bytes, folder_bytes | bytes | artifact |
+    | steady_memory | bytes | child process, resident after the workload |
+    | cuda_allocated, cuda_reserved | bytes | child process, peaks as torch counts them |
+    | load_time, cold_latency | s | child process; the latter is the first answer after loading |
+    | energy | J | call of a fixed workload or generation: the whole package's counter, divided by calls |
+    | weight_bytes, folder_bytes, compressed_bytes | bytes | artifact; compressed is zstd, what a download costs |
     | negative_log_likelihood | nats | block, summed over its tokens; weights are token counts |
+    | token_log_likelihood | nats | predicted token |
     | correct | | example, 0 or 1 |
     | answer | | example, class id |
-    | same_answer | | example, 0 or 1: equal to the source's |
+    | same_answer | | example or predicted token, 0 or 1: equal to the source's |
+    | kl_to_source | nats | example, or position of a text: Σ p log(p / q), p the source's probabilities |
     | logit_error | | artifact: relative to the source's |
     | cosine_to_source | | example |
     """
@@ -210,6 +240,8 @@ class Measurement(Record):
     runtime: str
     device: str
     threads: int | None
+    dtype: str | None = None
+    """What the runtime was told to compute in; None: the types that the artifact's files hold."""
     repeat: tuple[int, ...] = ()
     """Repeat index of each value, so that the values of two artifacts pair up; () where nothing was repeated."""
     error: str | None = None
@@ -223,6 +255,94 @@ class Measurement(Record):
         if not self.values and self.error is None:
             raise ValueError(f"{self.quantity} has neither values nor the error that explains why")
         return self
+
+
+class ChildRun(Record):
+    """One child process of a bench: what it did, when, and how quiet the machine was meanwhile."""
+
+    purpose: str
+    """latency, memory, quality, load, energy, profile"""
+    artifact: str
+    runtime: str
+    threads: int
+    repeat: int
+    started: FiniteFloat
+    """Seconds after the bench began."""
+    seconds: FiniteFloat
+    cpu_seconds: FiniteFloat
+    """Processor time of the child itself."""
+    others: FiniteFloat | None
+    """Share of the cores' time that other programs of this machine used; None where the kernel does not tell."""
+    stolen: FiniteFloat | None
+    """Share of the cores' time that the hypervisor gave to other guests."""
+    resumed: bool = False
+    """Measured before an interruption and taken over."""
+    error: str | None = None
+
+
+class Bandwidth(Record):
+    """How fast written pages are read again and again from a working set of this size."""
+
+    working_set: int
+    """Bytes."""
+    bytes_per_second: FiniteFloat
+
+
+class Ceilings(Record):
+    """The best that this machine was seen to do, with so many threads: `squeeze.benchmark.ceilings` measures it."""
+
+    threads: int
+    bandwidth: tuple[Bandwidth, ...]
+    """Smallest working set first."""
+    operations: dict[str, FiniteFloat]
+    """Arithmetic ("float32", "int8", "bfloat16") to operations a second; a multiplication and its addition are two."""
+    measured: str
+    """ISO 8601, UTC."""
+
+
+class Cost(Record):
+    """What an artifact must do for a token, counted from its configuration and never measured."""
+
+    artifact: str
+    artifact_digest: Sha256
+    parameters: int
+    weight_bytes: int
+    read_bytes: int
+    """Weights that one decoding step, or one call of an encoder, reads: all but the unused rows of embedding tables."""
+    operations_per_token: FiniteFloat | None
+    """Two for each weight that a token is multiplied with; None where the configuration does not tell."""
+    operations_per_pair: FiniteFloat | None
+    """Attention's operations for each pair of tokens, all layers together; in a decoder a pair is counted once."""
+    cache_bytes_per_token: FiniteFloat | None
+    """Key-value cache; None for models without one."""
+    arithmetic: str
+    """The rate of the ceilings that its matrix products can reach: float32, int8 …"""
+
+
+class ProfileRow(Record):
+    """One operator of one layer."""
+
+    operator: str
+    layer: str
+    """As in the model's own names: "encoder.layer.0.attention"; "" where the graph does not tell."""
+    seconds: FiniteFloat
+    """Of one call of the workload."""
+    count: FiniteFloat
+    """Kernels run in one call."""
+
+
+class Profile(Record):
+    """Where the time goes: the runtime's own profiler, while it ran one workload."""
+
+    artifact: str
+    artifact_digest: Sha256
+    runtime: str
+    threads: int
+    workload: Workload
+    calls: int
+    seconds: FiniteFloat
+    """Of one call as the profiled session took it, profiling included."""
+    rows: tuple[ProfileRow, ...]
 
 
 class Report(Record):
@@ -245,6 +365,11 @@ class Report(Record):
     notes: tuple[str, ...]
     status: Literal["ok", "failed"]
     error: str | None
+    children: tuple[ChildRun, ...] = ()
+    """In the order in which they ran."""
+    ceilings: Ceilings | None = None
+    costs: tuple[Cost, ...] = ()
+    profiles: tuple[Profile, ...] = ()
 
     def _repr_html_(self) -> str:
         from squeeze.report.page import render_body

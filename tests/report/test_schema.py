@@ -193,7 +193,7 @@ def test_deeply_nested_json_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
 def test_a_newer_schema_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = tmp_path / "new.json"
     path.write_text(json.dumps({**json.loads(report().model_dump_json()), "schema_version": 99, "new": 1}), "utf-8")
-    with pytest.raises(ReportError, match=r"new\.json has schema 99, newer than 1\. Upgrade"):
+    with pytest.raises(ReportError, match=r"new\.json has schema 99, newer than 2\. Upgrade"):
         read_report(path)
 
 
@@ -202,7 +202,7 @@ def test_a_wrong_field_is_named_with_its_place(tmp_path: Path) -> None:
     content["measurements"][0]["threads"] = "many"
     path = tmp_path / "wrong.json"
     path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ReportError, match=r"wrong\.json is not a squeeze report of schema 1: measurements\.0\.threads"):
+    with pytest.raises(ReportError, match=r"wrong\.json is not a squeeze report of schema 2: measurements\.0\.threads"):
         read_report(path)
 
 
