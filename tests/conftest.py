@@ -137,3 +137,13 @@ def _save(kind: Any, config: Any, tokenizer: Any, folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2-135M, a .gguf file inside an installed package."""
+    from squeeze.model import ModelSettings, locate
+
+    place = locate(ModelSettings(path="asset:smollm2-135m-instruct"))
+    assert isinstance(place, Path)
+    return place

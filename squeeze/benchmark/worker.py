@@ -20,7 +20,7 @@ import numpy as np
 from squeeze.benchmark.memory import peak_bytes
 from squeeze.benchmark.workload import unpack
 from squeeze.evaluate import evaluate, model_inputs
-from squeeze.runtimes import Session, open_session
+from squeeze.runtimes import RUNTIMES, Session, open_session
 
 WARM_UP, AT_LEAST, GENERATIONS = 2, 5, 3
 
@@ -29,7 +29,7 @@ def main() -> None:
     """Do the job in the file that the command line names."""
     _die_with_parent()
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    _import_runtime(job["runtime"])
+    RUNTIMES[job["runtime"]].import_library()
     baseline = peak_bytes()
     started = time.perf_counter()
     session = open_session(
@@ -109,16 +109,6 @@ def _quality(session: Session, job: dict[str, Any]) -> dict[str, Any]:
 def _load(file: str) -> list[dict[str, Any]]:
     with np.load(file, allow_pickle=False) as arrays:
         return unpack({name: arrays[name] for name in arrays.files})
-
-
-def _import_runtime(runtime: str) -> None:
-    """Import the runtime's library before the baseline is read: the library is not the model's memory."""
-    if runtime == "torch":
-        import transformers  # noqa: F401
-    elif runtime == "onnxruntime":
-        import onnxruntime  # noqa: F401
-    else:
-        import onnxruntime_genai  # noqa: F401
 
 
 def _die_with_parent() -> None:

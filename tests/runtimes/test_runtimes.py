@@ -14,11 +14,19 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from squeeze import runtimes as module
 from squeeze.errors import ArtifactError, DeviceError, RuntimeUnavailable
 from squeeze.exporter import ExportSettings, export_onnx
 from squeeze.model import load_model
-from squeeze.runtimes import GENAI_CONFIG, MODEL_FILE, RUNTIMES, Session, check_external_data, cores, default_runtimes
+from squeeze.runtimes import (
+    GENAI_CONFIG,
+    MODEL_FILE,
+    RUNTIMES,
+    OnnxSession,
+    Session,
+    check_external_data,
+    cores,
+    default_runtimes,
+)
 from squeeze.runtimes import open_session as open_it
 
 CLOSE = 1e-4
@@ -172,9 +180,17 @@ def test_a_decoder_without_cache_generates_in_onnxruntime_too(tmp_path: Path) ->
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_session_records_the_threads_that_it_was_given(
-    runtime: str, tiny_llama_folder: Path, llama_export: Path
+    runtime: str, tiny_llama_folder: Path, llama_export: Path, smollm2: Path
 ) -> None:
-    folder = tiny_llama_folder if runtime == "torch" else llama_export
+    if runtime == "llama.cpp":
+        pytest.importorskip("llama_cpp", reason="llama-cpp-python is an extra that takes minutes to compile")
+    folder = (
+        smollm2
+        if runtime == "llama.cpp"
+        else tiny_llama_folder
+        if runtime in ("torch", "torch.compile")
+        else llama_export
+    )
     session = open_it(folder, runtime, threads=1)
     assert (session.runtime, session.device, session.threads) == (runtime, "cpu", 1)
     if runtime == "torch":
@@ -202,7 +218,8 @@ def test_an_unknown_runtime_is_answered_with_the_nearest(tmp_path: Path) -> None
     with pytest.raises(RuntimeUnavailable) as caught:
         open_it(tmp_path, "onnx-runtime")
     assert str(caught.value) == (
-        "runtime 'onnx-runtime' is unknown. Did you mean 'onnxruntime'? Known: onnxruntime, onnxruntime-genai, torch."
+        "runtime 'onnx-runtime' is unknown. Did you mean 'onnxruntime'? "
+        "Known: llama.cpp, onnxruntime, onnxruntime-genai, openvino, torch, torch.compile."
     )
 
 
@@ -236,7 +253,7 @@ def test_a_session_that_onnxruntime_moved_to_the_cpu_is_refused(
     bert_export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As where the CUDA build is installed and its libraries are not: the provider is listed, and quietly left out.
-    monkeypatch.setattr(module, "check_device", lambda runtime, device: None)
+    monkeypatch.setattr(OnnxSession, "check_device", staticmethod(lambda device: None))
     with pytest.raises(DeviceError) as caught:
         open_it(bert_export, "onnxruntime", device="cuda")
     assert str(caught.value).startswith(f"ONNX Runtime opened {bert_export} without CUDAExecutionProvider.")
