@@ -14,6 +14,7 @@ _PLACES = {
     "export": "squeeze.api",
     "verify": "squeeze.api",
     "bench": "squeeze.api",
+    "self_check": "squeeze.api",
     "run": "squeeze.api",
     "read_report": "squeeze.report.schema",
     "Model": "squeeze.model",

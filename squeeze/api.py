@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from squeeze.artifact import Artifact, claim, is_artifact, read_artifact
 from squeeze.errors import ArtifactError, RecipeError
+from squeeze.measuring import bench, exports, self_check, torch_artifacts
 from squeeze.pipeline import (
     Progress,
     apply_stage,
     export_artifact,
     keep_source,
-    make_report,
     parent_of,
     require,
     verify_artifact,
@@ -42,7 +42,7 @@ def quantize(
 
     stage = validated(QuantizeStage, {"scheme": scheme, "block_size": block_size, "keep": tuple(keep)}, "quantize")
     with _parent(model, out, task, weights, revision) as parent:
-        number = 1 + max(int(p.name.split("-")[0]) for p in _torch_artifacts(parent.folder.parent))
+        number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(parent.folder.parent))
         return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}")
 
 
@@ -78,44 +78,6 @@ def verify(
     return checks
 
 
-def bench(
-    artifacts: Sequence[str | Path], *, data: dict[str, Any], settings: dict[str, Any] | None = None, seed: int = 0,
-    progress: Progress | None = None,
-) -> Report:  # fmt: skip
-    """Measure artifacts, or all that a run folder's result is compared with; `data` and `settings` as in a recipe."""
-    import time
-    from datetime import UTC, datetime
-
-    from squeeze.benchmark import bench as measure
-    from squeeze.benchmark.workload import BenchSettings
-    from squeeze.data import DataSettings, load_data
-    from squeeze.model import load_tokenizer
-    from squeeze.pipeline import Step
-    from squeeze.recipe import validated
-
-    started, clock = datetime.now(UTC), time.monotonic()
-    chosen = [a for path in artifacts for a in _benched(Path(path))]
-    tasks = {a.manifest.task for a in chosen}
-    if len(tasks) != 1:
-        raise ArtifactError(
-            f"the artifacts are for different tasks: {', '.join(sorted(tasks))}. Bench one task at a time."
-        )
-    task = tasks.pop()
-    tokenizer = load_tokenizer(chosen[0].folder)
-    data_settings = validated(DataSettings, data, "data")
-    bench_settings = validated(BenchSettings, settings or {}, "bench")
-    loaded = load_data(data_settings, task, tokenizer, seed)
-    measured = measure(chosen, bench_settings, loaded, tokenizer, task, seed, progress)
-    step = Step(artifacts=tuple(chosen), measurements=tuple(measured), notes=loaded.notes, data=loaded.digests)
-    recipe = {
-        "data": data_settings.model_dump(mode="json"),
-        "bench": bench_settings.model_dump(mode="json"),
-        "task": task,
-        "seed": seed,
-    }
-    return make_report("bench", recipe, step, started, time.monotonic() - clock)
-
-
 def run(
     recipe: Any, out: str | Path, *, mode: Literal["new", "resume", "fresh"] = "new", overrides: Sequence[str] = (),
     progress: Progress | None = None,
@@ -139,10 +101,10 @@ def _parent(
     from squeeze.model import ModelSettings
 
     path = Path(model)
-    if is_artifact(path) or _torch_artifacts(path):
+    if is_artifact(path) or torch_artifacts(path):
         if out is not None:
             raise ArtifactError(f"{path} already lies in a run folder; the next step goes beside it. Drop --out.")
-        last = path if is_artifact(path) else _torch_artifacts(path)[-1]
+        last = path if is_artifact(path) else torch_artifacts(path)[-1]
         with claim(last.resolve().parent, "resume", STEPS):
             yield read_artifact(last)
         return
@@ -155,48 +117,17 @@ def _parent(
         yield keep_source(settings, task, folder / "0-source")
 
 
-def run_artifacts(folder: Path) -> list[Path]:
-    """The artifacts of a run folder, stages first, then exports, each in order."""
-    return [*_torch_artifacts(folder), *_exports(folder)]
-
-
-def _exports(folder: Path) -> list[Path]:
-    """The exports of a run folder's artifacts, in their order."""
-    named = [folder / f"export-{p.name}" for p in _torch_artifacts(folder)]
-    return [path for path in named if is_artifact(path)]
-
-
-def _torch_artifacts(folder: Path) -> list[Path]:
-    """The numbered artifacts of a run folder, in order."""
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if p.name.split("-")[0].isdigit() and is_artifact(p)]
-    return sorted(found, key=lambda p: int(p.name.split("-")[0]))
-
-
 def _onnx_artifact(path: Path) -> Artifact:
     """An export; of a run folder, the export of its last artifact. Raises ArtifactError naming what is there instead."""
     if path.is_dir() and not is_artifact(path):
-        exports = _exports(path)
-        if not exports:
+        found = exports(path)
+        if not found:
             raise ArtifactError(f"{path} holds no export. Make one: squeeze export {path}.")
-        return read_artifact(exports[-1])
+        return read_artifact(found[-1])
     artifact = read_artifact(path)
     if artifact.manifest.format != "onnx":
         raise ArtifactError(f"{path} is a torch artifact, not an export. Make one: squeeze export {path}.")
     return artifact
 
 
-def _benched(path: Path) -> list[Artifact]:
-    if is_artifact(path):
-        return [read_artifact(path)]
-    numbered = _torch_artifacts(path)
-    if not numbered:
-        raise ArtifactError(
-            f"{path} is neither an artifact nor a run folder. Make one: squeeze quantize MODEL --out {path}."
-        )
-    exports = _exports(path)
-    return [read_artifact(p) for p in ([numbered[0], *exports] if exports else numbered)]
-
-
-__all__ = ["bench", "export", "quantize", "run", "verify"]
+__all__ = ["bench", "export", "quantize", "run", "self_check", "verify"]

@@ -206,13 +206,15 @@ def batches(
     *,
     batch: int,
     max_length: int,
-    order: Literal["sorted", "given"] = "sorted",
+    order: Literal["sorted", "shuffled", "given"] = "sorted",
+    seed: int = 0,
 ) -> list[dict[str, NDArray[np.int64]]]:
     """Model inputs, `batch` examples each (the last may have fewer): int64 arrays [batch, length], and `index` [batch].
 
     `index` holds the examples' numbers in the split, so that outputs can be put back in order. Texts are padded on the
     right to the longest of their batch, not to max_length. `sorted` puts texts of like length together, longest first,
-    so that the peak of memory comes with the first batch; blocks all have one length and keep their order.
+    so that the peak of memory comes with the first batch; `shuffled` draws an order from the seed. Blocks all have one
+    length and keep their order.
     """
     if batch < 1:
         raise DataError(f"a batch of {batch} examples leaves nothing to compute. Batches start at 1.")
@@ -230,6 +232,8 @@ def batches(
             f"the tokenizer makes no token of {text[:60]!r} ({split.name} split). Drop that text from the data."
         )
     numbers = np.argsort(-lengths, kind="stable") if order == "sorted" else np.arange(len(lengths))
+    if order == "shuffled":
+        numbers = np.random.default_rng(seed).permutation(len(lengths))
     groups = [numbers[start : start + batch] for start in range(0, len(numbers), batch)]
     return [_padded(columns, group, int(lengths[group].max()), tokenizer.pad_token_id or 0) for group in groups]
 

@@ -60,7 +60,7 @@ def inspect_model(path: str, *, task: str | None = None, weights: str | None = N
 
 
 def _last(folder: Path) -> Path:
-    from squeeze.api import run_artifacts
+    from squeeze.measuring import run_artifacts
 
     artifacts = run_artifacts(folder)
     return artifacts[-1] if artifacts else folder

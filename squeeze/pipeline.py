@@ -20,7 +20,6 @@ from squeeze.report.schema import (
     ArtifactChecks,
     FileEntry,
     Manifest,
-    Measurement,
     Report,
     StageRecord,
     write_atomically,
@@ -28,6 +27,7 @@ from squeeze.report.schema import (
 )
 
 if TYPE_CHECKING:
+    from squeeze.benchmark import Measured
     from squeeze.compress import Stage
     from squeeze.data import Data
     from squeeze.exporter import ExportSettings
@@ -57,6 +57,7 @@ def run(
     A run that was killed continues with the artifacts that are whole. Raises VerifyError (exit code 3) where an export
     does not match its source; the report then says so, and nothing is benchmarked.
     """
+    from squeeze.benchmark.journal import discard
     from squeeze.recipe import recipe_digest
 
     say = progress or (lambda description, done, total: None)
@@ -82,6 +83,8 @@ def run(
             str(failure) if failure else None,
         )
         keep_report(report, out / "report.json")
+        if done.measured is not None:
+            discard(done.measured.journal)
         if failure is not None:
             raise failure
         claimed.finish()
@@ -94,14 +97,14 @@ class Step:
 
     artifacts: tuple[Artifact, ...] = ()
     checks: tuple[ArtifactChecks, ...] = ()
-    measurements: tuple[Measurement, ...] = ()
+    measured: "Measured | None" = None
     notes: tuple[str, ...] = ()
     data: dict[str, Digest] = field(default_factory=dict)
 
     def with_more(self, more: "Step") -> "Step":
         """This and what came after it."""
         return Step(
-            self.artifacts + more.artifacts, self.checks + more.checks, self.measurements + more.measurements,
+            self.artifacts + more.artifacts, self.checks + more.checks, more.measured or self.measured,
             self.notes + more.notes, self.data | more.data,
         )  # fmt: skip
 
@@ -110,11 +113,22 @@ def make_report(
     title: str, recipe: dict[str, Any], done: Step, started: datetime, seconds: float, error: str | None = None
 ) -> Report:
     """All that was done and measured, with this machine's environment."""
+    found = done.measured
+    bench: dict[str, Any] = (
+        {}
+        if found is None
+        else {
+            "children": found.children,
+            "ceilings": found.ceilings,
+            "costs": found.costs,
+            "profiles": found.profiles,
+        }
+    )
     return Report(
         title=title, recipe=recipe, manifests=tuple(a.manifest for a in done.artifacts), checks=done.checks,
-        measurements=done.measurements, data=done.data, environment=environment(),
+        measurements=() if found is None else found.measurements, data=done.data, environment=environment(),
         started=started.isoformat(timespec="seconds"), seconds=seconds, notes=tuple(dict.fromkeys(done.notes)),
-        status="failed" if error else "ok", error=error,
+        status="failed" if error else "ok", error=error, **bench,
     )  # fmt: skip
 
 
@@ -172,8 +186,9 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
             recipe.task,
             recipe.seed,
             say,
+            journal=out,
         )
-        yield Step(measurements=tuple(measured))
+        yield Step(measured=measured, notes=measured.notes)
 
 
 def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:

@@ -10,7 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from squeeze.errors import BenchError
-from squeeze.evaluate import Outputs, Quality, embed, evaluate, negative_log_likelihood, quality
+from squeeze.evaluate import (
+    Outputs,
+    Quality,
+    divergence,
+    embed,
+    evaluate,
+    log_probabilities,
+    negative_log_likelihood,
+    probes,
+    quality,
+)
 from squeeze.runtimes import Batch, Generation, open_session
 
 VOCABULARY = 11
@@ -63,13 +73,13 @@ def test_negative_log_likelihood_is_torchs_cross_entropy_summed_over_each_block(
         )
         for row, wanted in zip(logits, ids, strict=True)
     ]
-    assert negative_log_likelihood(logits, ids) == pytest.approx([float(e) for e in expected], rel=1e-12)
+    assert negative_log_likelihood(logits, ids).sum(axis=1) == pytest.approx([float(e) for e in expected], rel=1e-12)
 
 
 def test_a_model_that_knows_nothing_pays_log_of_the_vocabulary_for_each_token() -> None:
     logits = np.zeros((2, 3, 4), np.float32)
     ids = np.array([[0, 1, 2], [3, 3, 3]])
-    assert negative_log_likelihood(logits, ids) == pytest.approx([2 * np.log(4)] * 2, rel=1e-15)
+    assert negative_log_likelihood(logits, ids) == pytest.approx(np.full((2, 2), np.log(4)), rel=1e-15)
 
 
 def test_two_tokens_worked_by_hand() -> None:
@@ -77,13 +87,13 @@ def test_two_tokens_worked_by_hand() -> None:
     ids = np.array(
         [[0, 1, 0]]
     )  # p(1) = 3/4 after the first token, p(0) = 3/4 after the second; the last row predicts nothing
-    assert negative_log_likelihood(logits, ids) == pytest.approx([-2 * np.log(0.75)], rel=1e-6)
+    assert negative_log_likelihood(logits, ids) == pytest.approx(np.full((1, 2), -np.log(0.75)), rel=1e-6)
 
 
 def test_large_logits_do_not_overflow() -> None:
     logits = np.array([[[1000, 0], [0, 0]]], np.float32)
-    assert negative_log_likelihood(logits, np.array([[0, 0]])).tolist() == [0.0]
-    assert negative_log_likelihood(logits, np.array([[0, 1]])).tolist() == [1000.0]
+    assert negative_log_likelihood(logits, np.array([[0, 0]])).tolist() == [[0.0]]
+    assert negative_log_likelihood(logits, np.array([[0, 1]])).tolist() == [[1000.0]]
 
 
 # Embeddings
@@ -107,7 +117,7 @@ def test_outputs_come_back_in_the_order_of_the_split() -> None:
     given = [batch_of([[30, 1], [10, 1]], [3, 1]), batch_of([[20], [0]], [2, 0])]
     outputs = evaluate(session, "text-classification", given)
     assert outputs.values.tolist() == [[0, 0], [10, -10], [20, -20], [30, -30]]
-    assert outputs.tokens is None
+    assert outputs.choices is None
 
 
 def test_the_index_is_not_an_input_of_the_model() -> None:
@@ -123,12 +133,52 @@ def test_embeddings_are_pooled_by_the_mask_of_their_own_batch() -> None:
     assert outputs.values.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
 
 
-def test_blocks_are_scored_with_the_number_of_tokens_that_they_predict() -> None:
-    session = Answers(lambda ids: np.zeros((*ids.shape, VOCABULARY), np.float32))
-    outputs = evaluate(session, "causal-lm", [batch_of([[1, 2, 3]], [1]), batch_of([[4, 5]], [0])])
-    assert outputs.values == pytest.approx([np.log(VOCABULARY), 2 * np.log(VOCABULARY)], rel=1e-15)
-    assert outputs.tokens is not None
-    assert outputs.tokens.tolist() == [1, 2]
+def test_each_predicted_token_of_a_block_has_its_likelihood_and_the_likeliest_in_its_place() -> None:
+    table = np.log(np.array([[1, 2, 1], [1, 1, 6], [2, 1, 1]], np.float32))
+    session = Answers(lambda ids: table[ids])
+    outputs = evaluate(session, "causal-lm", [batch_of([[1, 2, 0]], [1]), batch_of([[0, 1, 1]], [0])])
+    expected = -np.log([[2 / 4, 1 / 8], [6 / 8, 2 / 4]])
+    assert outputs.values == pytest.approx(expected, rel=1e-6)
+    assert outputs.choices is not None
+    assert outputs.choices.tolist() == [[1, 2], [2, 0]]
+    assert outputs.divergence is None
+
+
+# Divergence from the source
+
+
+def test_the_divergence_of_two_coins_worked_by_hand() -> None:
+    fair, lopsided = np.log([[0.5, 0.5]]), np.log([[0.75, 0.25]])
+    assert divergence(fair, lopsided) == pytest.approx([0.5 * np.log(2 / 3) + 0.5 * np.log(2)], rel=1e-12)
+    assert divergence(fair, fair).tolist() == [0]
+
+
+def test_log_probabilities_are_torchs_log_softmax_even_of_large_logits() -> None:
+    logits = np.random.default_rng(0).normal(scale=300, size=(3, 7)).astype(np.float32)
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), dim=-1).numpy()
+    assert log_probabilities(logits) == pytest.approx(expected, rel=1e-12)
+
+
+def test_probes_are_spread_over_what_a_block_predicts() -> None:
+    assert probes(9, 3).tolist() == [0, 4, 7]
+    assert probes(3, 100).tolist() == [0, 1]
+    assert probes(512, 51)[-1] == 510
+
+
+def test_the_source_leaves_its_distributions_and_another_model_is_compared_with_them(tmp_path: Path) -> None:
+    file = tmp_path / "reference.npy"
+    given = [batch_of([[1, 2, 0]], [1]), batch_of([[0, 1, 1]], [0])]
+    rng = np.random.default_rng(0)
+    tables = [rng.normal(size=(3, 3)).astype(np.float32) for _ in range(2)]
+    first, second = (Answers(lambda ids, table=table: table[ids]) for table in tables)  # type: ignore[misc]
+    assert evaluate(first, "causal-lm", given, reference=file, is_reference=True).divergence is None
+    same = evaluate(first, "causal-lm", given, reference=file).divergence
+    assert same is not None
+    assert np.abs(same).max() < 1e-6
+    other = evaluate(second, "causal-lm", given, reference=file).divergence
+    logs = [log_probabilities(table) for table in tables]
+    expected = divergence(logs[0], logs[1])
+    assert other == pytest.approx(np.array([[expected[0], expected[1]], [expected[1], expected[2]]]), rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -136,7 +186,7 @@ def test_outputs_that_are_not_numbers_are_an_error_that_names_the_example(value:
     session = Answers(lambda ids: np.full((len(ids), 2), value if ids[0, 0] == 9 else 0, np.float32))
     given = [batch_of([[1]], [5]), batch_of([[9], [1]], [7, 6])]
     with pytest.raises(
-        BenchError, match=r"^the model answers NaN or infinity to example 7; no metric means anything\.$"
+        BenchError, match=r"^the model answers NaN or infinity to example 7; no figure about it means anything\.$"
     ):
         evaluate(session, "text-classification", given)
 
@@ -154,13 +204,13 @@ def test_a_real_model_answers_alike_in_any_order(tiny_bert_folder: Path) -> None
 # Outputs on disk
 
 
-@pytest.mark.parametrize("tokens", [None, np.array([3, 4])])
-def test_saved_outputs_are_read_back_exactly(tokens: NDArray[np.int64] | None, tmp_path: Path) -> None:
-    outputs = Outputs("causal-lm", np.array([1.1, 2.2]), tokens)
+@pytest.mark.parametrize("choices", [None, np.array([[3], [4]])])
+def test_saved_outputs_are_read_back_exactly(choices: NDArray[np.int64] | None, tmp_path: Path) -> None:
+    outputs = Outputs("causal-lm", np.array([[1.1], [2.2]]), choices)
     outputs.save(tmp_path / "outputs.npz")
     back = Outputs.load(tmp_path / "outputs.npz", "causal-lm")
-    assert (back.task, back.values.tolist()) == ("causal-lm", [1.1, 2.2])
-    assert (None if back.tokens is None else back.tokens.tolist()) == (None if tokens is None else [3, 4])
+    assert (back.task, back.values.tolist(), back.divergence) == ("causal-lm", [[1.1], [2.2]], None)
+    assert (None if back.choices is None else back.choices.tolist()) == (None if choices is None else [[3], [4]])
 
 
 # Quality
@@ -178,7 +228,7 @@ def by_quantity(rows: list[Quality]) -> dict[str, Quality]:
 def test_a_classifier_is_compared_with_labels_and_with_the_source_example_by_example() -> None:
     reference = classified((3, 0), (0, 4), (0, 0.5))
     rows = by_quantity(quality(classified((3, 0), (4, 0), (0, 0.5)), [0, 1, 0], reference))
-    assert list(rows) == ["correct", "answer", "same_answer", "logit_error"]
+    assert list(rows) == ["correct", "answer", "same_answer", "kl_to_source", "logit_error"]
     assert rows["correct"].values == (1, 0, 0)
     assert rows["answer"].values == (0, 0, 1)
     assert rows["same_answer"].values == (1, 0, 1)
@@ -204,13 +254,24 @@ def test_without_labels_or_reference_only_the_answers_are_left() -> None:
 def test_perplexity_weighs_each_block_by_the_tokens_that_it_predicts() -> None:
     logits, ids = random_logits(3)
     outputs = evaluate(Answers(lambda _: logits), "causal-lm", [batch_of(ids, [0, 1])])
-    (row,) = quality(outputs, None, reference=None)
+    row, each = quality(outputs, None, reference=None)
     assert (row.quantity, row.unit, row.weights) == ("negative_log_likelihood", "nats", (2, 2))
+    assert (each.quantity, len(each.values)) == ("token_log_likelihood", 4)
+    assert sum(each.values) == pytest.approx(-sum(row.values), rel=1e-6)
     assert row.weights is not None
     wanted = torch.nn.functional.cross_entropy(
         torch.from_numpy(logits[:, :-1]).double().flatten(0, 1), torch.from_numpy(ids[:, 1:]).flatten()
     )
     assert np.exp(sum(row.values) / sum(row.weights)) == pytest.approx(float(wanted.exp()), rel=1e-12)
+
+
+def test_a_language_model_is_compared_with_the_source_token_by_token() -> None:
+    values = np.array([[1.0, 2.0], [3.0, 4.0]])
+    source = Outputs("causal-lm", values, np.array([[5, 6], [7, 8]]))
+    result = Outputs("causal-lm", values, np.array([[5, 0], [7, 8]]), np.array([[0.0, 0.5]]))
+    rows = by_quantity(quality(result, None, source))
+    assert rows["same_answer"].values == (1, 0, 1, 1)
+    assert rows["kl_to_source"].values == (0, 0.5)
 
 
 def test_embeddings_are_compared_with_the_source_by_their_cosine_and_alone_have_no_quality() -> None:

@@ -14,3 +14,10 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Resident set of this process now, in bytes."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

@@ -1,370 +1,355 @@
 """The parent: decides the cells and their order, starts one child after another, and waits without touching a core.
 
 A cell is one artifact in one runtime. Within each repeat the cells run in a fresh seeded order, so that a slow minute of the
-machine falls on all of them alike, and repeats pair up. A child that fails or is killed becomes a row with its reason, and
-the others are measured. Rejected: several sessions in one process (their thread pools spin on each other's cores), and a
-parent that polls (it takes the core that is being timed).
+machine falls on all of them alike, and repeats pair up. Repeats are added until every comparison is as narrow as asked for or the
+time is spent; the rule looks at widths and never at which side is ahead, so that looking often does not favour a claim (Chow and
+Robbins 1965). A child that fails or is killed becomes a row with its reason, and the others are measured. Rejected: several
+sessions in one process (their thread pools spin on each other's cores), and a parent that polls (it takes the core that is timed).
 """
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from squeeze.artifact import Artifact
-from squeeze.benchmark.workload import (
-    DEFAULTS,
-    AnyWorkload,
-    BenchSettings,
-    FixedWorkload,
-    GenerateWorkload,
-    fixed_inputs,
-    pack,
-    prompts,
-)
-from squeeze.data import batches
-from squeeze.errors import BenchError
-from squeeze.evaluate import Outputs, quality
-from squeeze.report.schema import Measurement, Workload
-from squeeze.runtimes import check_device, check_external_data, cores, default_runtimes
-from squeeze.tasks import positions
+from squeeze.benchmark import ceilings as machine
+from squeeze.benchmark.cells import Cell, Prepared, heaviest, make_cells, prepare, save, score_batches
+from squeeze.benchmark.child import run_child
+from squeeze.benchmark.compressed import compressed_bytes
+from squeeze.benchmark.cost import cost
+from squeeze.benchmark.energy import EnergyMeter
+from squeeze.benchmark.journal import Journal, open_journal
+from squeeze.benchmark.rows import cell_rows, made
+from squeeze.benchmark.workload import BenchSettings
+from squeeze.evaluate import Outputs
+from squeeze.provenance import Digest, digest_json, environment
+from squeeze.report import stats
+from squeeze.report.schema import Ceilings, ChildRun, Cost, Measurement, Profile, ProfileRow
+from squeeze.runtimes import cores
 
 if TYPE_CHECKING:
     from squeeze.data import Data
 
 Progress = Callable[[str, int, int], None]
-SCORE_BATCH = {"causal-lm": 1}
-SCORE_BATCH_OTHER = 50
-
-
-@dataclass
-class Cell:
-    """One artifact in one runtime, and what its children reported."""
-
-    artifact: Artifact
-    runtime: str
-    scores: bool
-    """Whether quality is read here: an export that onnxruntime-genai times is scored in ONNX Runtime."""
-    times: bool
-    results: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
-    errors: list[tuple[str, str]] = field(default_factory=list)
+MEMORY_REPEATS, ENERGY_REPEATS = 3, 3
+"""A peak hardly varies between processes; three say whether it does here."""
+FAILURES = 2
+"""Children of one pass that may fail before the cell is left alone."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A workload with its inputs on disk."""
+class Measured:
+    """All that a bench adds to a report."""
 
-    settings: AnyWorkload
-    described: Workload
-    file: Path
-
-    @property
-    def length(self) -> int:
-        """Tokens of one text at the end of a call; 0 for real traffic, whose texts have lengths of their own."""
-        described = self.described
-        return (described.sequence or 0) + (described.prompt or 0) + (described.new_tokens or 0)
+    measurements: tuple[Measurement, ...]
+    children: tuple[ChildRun, ...]
+    ceilings: Ceilings | None
+    costs: tuple[Cost, ...]
+    profiles: tuple[Profile, ...]
+    notes: tuple[str, ...]
+    journal: Path
+    """Of no more use once the report is written: `journal.discard`."""
 
 
 def bench(
-    artifacts: Sequence[Artifact], settings: BenchSettings, data: "Data", tokenizer: Any, task: str, seed: int,
-    progress: Progress | None = None,
-) -> list[Measurement]:  # fmt: skip
-    """Measure every artifact in its best runtime: latency, memory, size and quality, with all raw values.
+    artifacts: Sequence[Artifact], settings: BenchSettings, data: "Data | None", tokenizer: Any, task: str, seed: int,
+    progress: Progress | None = None, *, journal: Path | None = None, planted: float = 0.0,
+) -> Measured:  # fmt: skip
+    """Measure every artifact in its best runtime, or in every one asked for: latency, load, memory, size and quality, raw.
+
+    `journal`: folder in which an interrupted bench leaves what it has, for the same call to go on. `planted`: share of its time
+    that every session but the first sleeps, to see whether it is found.
 
     Raises BenchError or DeviceError before anything is measured where no cell could be; a single cell's failure is a row.
     """
     say = progress or (lambda description, done, total: None)
-    threads = settings.threads or cores()
-    if threads > cores():
-        raise BenchError(
-            f"threads = {threads} is above the {cores()} cores of this machine; the figures would mean nothing."
+    cells = make_cells(artifacts, task, settings)
+    with open_journal(journal, _request(cells, settings, data, task, seed, planted)) as kept:
+        return _Bench(cells, settings, data, tokenizer, task, seed, say, kept, planted).run()
+
+
+def _request(
+    cells: Sequence[Cell], settings: BenchSettings, data: "Data | None", task: str, seed: int, planted: float
+) -> Digest:
+    """Digest of all that decides what is measured and on what: only a bench of the same may be resumed."""
+    here = environment().model_dump(mode="json", exclude={"git"})
+    return digest_json(
+        {
+            "cells": [cell.key for cell in cells], "settings": settings.model_dump(mode="json"), "task": task, "seed": seed,
+            "data": dict(data.digests) if data else {}, "environment": here, "planted": planted,
+        }
+    )  # fmt: skip
+
+
+class _Bench:
+    """One bench: what is fixed while it runs, and what it has found so far."""
+
+    def __init__(
+        self, cells: list[Cell], settings: BenchSettings, data: "Data | None", tokenizer: Any, task: str, seed: int, say: Progress,
+        journal: Journal, planted: float,
+    ) -> None:  # fmt: skip
+        self.cells, self.settings, self.data, self.tokenizer = cells, settings, data, tokenizer
+        self.task, self.seed, self.say, self.journal, self.planted = task, seed, say, journal, planted
+        self.folder, self.began = journal.folder, time.monotonic()
+        self.prepared = prepare(settings, data, tokenizer, task, cells[0].artifact, seed, self.folder)
+        self.children: list[ChildRun] = []
+        self.notes: list[str] = []
+        self.expected = self._expected()
+
+    def run(self) -> Measured:
+        ceilings = self._ceilings() if self.settings.ceilings else None
+        compressed = self._compressed()
+        outputs = self._quality()
+        self._harness()
+        self._memory()
+        self._energy()
+        self._times()
+        self._loads()
+        profiles = self._profiles() if self.settings.profile else ()
+        self.say("bench", len(self.children), len(self.children))
+        reference = self._reference()
+        labels = self.data.split("evaluate").labels if self.data is not None else None
+        rows: list[Measurement] = []
+        for number, cell in enumerate(self.cells):
+            against = None if number == reference else outputs.get(reference)
+            rows += cell_rows(cell, self.prepared, outputs.get(number), against, labels)
+            if cell.times and cell.artifact.digest in compressed:
+                rows.append(made(cell, "compressed_bytes", "bytes", [compressed.pop(cell.artifact.digest)]))
+        if self.journal.reused:
+            self.notes.append(
+                f"resumed: {self.journal.reused} of {len(self.children)} child processes ({self.journal.earlier_seconds:.0f} s) were "
+                "measured before an interruption and were not measured again."
+            )
+        costs = {cell.artifact.digest: cost(cell.artifact) for cell in self.cells}
+        return Measured(
+            tuple(rows), tuple(self.children), ceilings, tuple(costs.values()), profiles, tuple(self.notes), self.folder
         )
-    cells = _cells(artifacts, task, settings)
-    for cell in cells:
-        check_device(cell.runtime, settings.device)
-        if cell.artifact.manifest.format == "onnx":
-            check_external_data(cell.artifact.folder)
-    with tempfile.TemporaryDirectory(prefix="squeeze-bench-") as name:
-        folder = Path(name)
-        prepared = _prepare(settings, data, tokenizer, task, artifacts[0], seed, folder)
-        scored = _save(folder / "evaluate.npz", _batches(data, tokenizer, task))
-        jobs = list(_jobs(cells, prepared, scored, settings, task, threads, seed, folder))
-        for number, (cell, repeat, job) in enumerate(jobs):
-            say(f"bench {cell.artifact.name} {cell.runtime}: {job['pass']}", number, len(jobs))
-            outcome = run_child(job, folder / f"job-{number}.json")
-            if isinstance(outcome, str):
-                cell.errors.append((job["pass"], outcome))
-            else:
-                cell.results.append((repeat, job["pass"], outcome))
-        say("bench", len(jobs), len(jobs))
-        return _measurements(cells, prepared, settings, data, task, threads, folder)
 
+    def _expected(self) -> int:
+        """Children at least; repeats may be added."""
+        live = [cell for cell in self.cells if not cell.blocked]
+        timed = sum(cell.times for cell in live)
+        loads = sum(work.is_load for work in self.prepared)
+        repeats = self.settings.repeats + min(MEMORY_REPEATS, self.settings.repeats)
+        return sum(cell.scores for cell in live) + timed * (repeats + loads * self.settings.load_repeats)
 
-def _cells(artifacts: Sequence[Artifact], task: str, settings: BenchSettings) -> list[Cell]:
-    cells: list[Cell] = []
-    generates = any(isinstance(w, GenerateWorkload) for w in settings.workloads or DEFAULTS[task])
-    for artifact in artifacts:
-        runtimes = default_runtimes(artifact.folder)
-        if not generates:
-            runtimes = tuple(r for r in runtimes if r != "onnxruntime-genai")
-        best, last = runtimes[0], runtimes[-1]
-        cells.append(Cell(artifact, best, scores=best == last, times=True))
-        if best != last:
-            cells.append(Cell(artifact, last, scores=True, times=False))
-    return cells
+    def _child(self, cell: Cell, name: str, repeat: int, **more: Any) -> dict[str, Any] | None:
+        """Run one child, or take over what it said before an interruption."""
+        key = {
+            **cell.key,
+            "pass": name,
+            "repeat": repeat,
+            "labels": [work["label"] for work in more.get("workloads", ())],
+        }
+        self.say(
+            f"bench {cell.artifact.name} {cell.runtime}: {name}",
+            len(self.children),
+            max(self.expected, len(self.children) + 1),
+        )
+        outcome = self.journal.found(key)
+        if outcome is None:
+            job = cell.job(name, seed=self.seed + repeat, planted=self._planted(cell), **more)
+            outcome = run_child(job, self.folder / "job.json", repeat=repeat, began=self.began)
+            self.journal.keep(key, outcome)
+        self.children.append(outcome.run)
+        cell.take(repeat, name, outcome)
+        return outcome.result
 
+    def _planted(self, cell: Cell) -> float:
+        return 0.0 if cell is self.cells[0] else self.planted
 
-def _prepare(
-    settings: BenchSettings, data: "Data", tokenizer: Any, task: str, source: Artifact, seed: int, folder: Path
-) -> list[Prepared]:
-    split = data.split("evaluate")
-    prepared = []
-    for number, work in enumerate(settings.workloads or DEFAULTS[task]):
-        if isinstance(work, GenerateWorkload):
-            if task != "causal-lm" or split.blocks is None:
-                raise BenchError(
-                    f"bench.workloads[{number}] generates, which {task} does not. Use kind fixed or dataset."
-                )
-            inputs = [{"input_ids": prompts(work, split.blocks)}]
-        elif isinstance(work, FixedWorkload):
-            inputs = [fixed_inputs(work, vocabulary(source, tokenizer), seed)]
-        else:
-            inputs = batches(
-                split, tokenizer, task, batch=work.batch, max_length=data.settings.max_length, order=work.order
-            )
-        prepared.append(Prepared(work, work.described(len(split)), _save(folder / f"workload-{number}.npz", inputs)))
-    return prepared
-
-
-def vocabulary(source: Artifact, tokenizer: Any) -> int:
-    """Token numbers that random inputs may use."""
-    size = source.config.get("vocab_size")
-    if isinstance(size, int):
-        return size
-    if tokenizer is None:
-        raise BenchError(f"{source.folder} has neither a vocab_size nor a tokenizer: random tokens cannot be drawn.")
-    return len(tokenizer)
-
-
-def _batches(data: "Data", tokenizer: Any, task: str) -> list[Any]:
-    size = SCORE_BATCH.get(task, SCORE_BATCH_OTHER)
-    return batches(
-        data.split("evaluate"), tokenizer, task, batch=size, max_length=data.settings.max_length, order="sorted"
-    )
-
-
-def _save(file: Path, content: Sequence[Any]) -> Path:
-    np.savez(file, **pack(content))  # type: ignore[arg-type]
-    return file
-
-
-def _jobs(
-    cells: Sequence[Cell],
-    prepared: Sequence[Prepared],
-    scored: Path,
-    settings: BenchSettings,
-    task: str,
-    threads: int,
-    seed: int,
-    folder: Path,
-) -> Iterator[tuple[Cell, int, dict[str, Any]]]:
-    """Quality once for each scoring cell; then repeats of latency and memory, cells and workloads in a new order each time."""
-    rng = np.random.default_rng(seed)
-    for number, cell in enumerate(cells):
-        if cell.scores:
-            outputs = folder / f"outputs-{number}.npz"
-            yield (
-                cell,
-                0,
-                _job(cell, settings, threads, "quality", task=task, batches=str(scored), outputs=str(outputs)),
-            )
-    timed = [cell for cell in cells if cell.times]
-    for repeat in range(settings.repeats):
-        for name in ("latency", "memory"):
-            for index in rng.permutation(len(timed)):
-                fitting = [w for w in prepared if _fits(w, timed[index].artifact)]
-                works = [fitting[i] for i in rng.permutation(len(fitting))] if name == "latency" else _heaviest(fitting)
-                if not works:
-                    continue
-                rows = [_row(w) for w in works]
-                yield (
-                    timed[index],
-                    repeat,
-                    _job(timed[index], settings, threads, name, workloads=rows, seconds=settings.seconds_per_cell),
-                )
-
-
-def _job(cell: Cell, settings: BenchSettings, threads: int, name: str, **more: Any) -> dict[str, Any]:
-    return {
-        "pass": name, "folder": str(cell.artifact.folder.resolve()), "runtime": cell.runtime, "device": settings.device,
-        "threads": threads, **more,
-    }  # fmt: skip
-
-
-def _row(work: Prepared) -> dict[str, Any]:
-    return {"file": str(work.file), **work.settings.model_dump(mode="json"), "label": work.described.label}
-
-
-def _heaviest(prepared: Sequence[Prepared]) -> list[Prepared]:
-    """The workload with the most tokens at once; real traffic only where nothing else is asked for."""
-
-    return [max(prepared, key=lambda work: work.described.batch * work.length)] if prepared else []
-
-
-def _fits(work: Prepared, artifact: Artifact) -> bool:
-    limit = positions(artifact.config)
-    return limit is None or work.length <= limit
-
-
-def run_child(job: dict[str, Any], file: Path) -> dict[str, Any] | str:
-    """Run one job in a child of its own and wait; its result, or in words why there is none."""
-    result = file.with_suffix(".result")
-    file.write_text(json.dumps(job | {"result": str(result)}), "utf-8")
-    log = file.with_suffix(".log")
-    quiet = {"OMP_NUM_THREADS": str(job["threads"]), "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    with log.open("wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "squeeze.benchmark.worker", str(file)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            env=os.environ | quiet, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code = child.wait()
-        except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-            raise
-    if code == 0 and result.exists():
-        return json.loads(result.read_text("utf-8"))  # type: ignore[no-any-return]
-    if code < 0:
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    lines = log.read_text("utf-8", "replace").strip().splitlines()
-    return f"exit code {code}: {lines[-1] if lines else 'no message'}"
-
-
-def _measurements(
-    cells: Sequence[Cell],
-    prepared: Sequence[Prepared],
-    settings: BenchSettings,
-    data: "Data",
-    task: str,
-    threads: int,
-    folder: Path,
-) -> list[Measurement]:
-    rows: list[Measurement] = []
-    outputs = {
-        n: Outputs.load(folder / f"outputs-{n}.npz", task)
-        for n in range(len(cells))
-        if (folder / f"outputs-{n}.npz").exists()
-    }
-    reference = _reference(cells, outputs)
-    for number, cell in enumerate(cells):
-        row = _Rows(cell, settings.device, threads)
-        if cell.scores:
-            labels = data.split("evaluate").labels
-            if number in outputs:
-                for q in quality(outputs[number], labels, None if number == reference else outputs.get(reference)):
-                    rows.append(row.made(q.quantity, q.unit, q.values, weights=q.weights))
-            else:
-                rows.append(row.failed("quality", "", None, "quality"))
-        if cell.times:
-            for work in prepared:
-                rows += _timings(row, work)
-            rows += _sizes(row)
-    return rows
-
-
-def _reference(cells: Sequence[Cell], outputs: dict[int, Outputs]) -> int:
-    """The cell that others are compared with: the source's export in ONNX Runtime, else the source itself."""
-    scored = [n for n in range(len(cells)) if n in outputs]
-    exported = [n for n in scored if cells[n].artifact.name == "export-0-source"]
-    return (exported or scored or [-1])[0]
-
-
-class _Rows:
-    """Makes the measurements of one cell."""
-
-    def __init__(self, cell: Cell, device: str, threads: int) -> None:
-        self.cell, self.device, self.threads = cell, device, threads
-
-    def made(
-        self, quantity: str, unit: str, values: Sequence[float], workload: Workload | None = None, **more: Any
-    ) -> Measurement:
-        """A measurement with its values."""
-        return Measurement(
-            quantity=quantity, unit=unit, values=tuple(values), workload=workload, artifact=self.cell.artifact.name,
-            artifact_digest=self.cell.artifact.digest, runtime=self.cell.runtime, device=self.device, threads=self.threads, **more,
-        )  # fmt: skip
-
-    def failed(self, quantity: str, unit: str, workload: Workload | None, name: str) -> Measurement:
-        """A measurement that there is none of, and why."""
-        reasons = [reason for kind, reason in self.cell.errors if kind == name] or ["nothing was measured"]
-        return self.made(quantity, unit, (), workload, error=reasons[0])
-
-    def over_repeats(self, name: str) -> list[tuple[int, dict[str, Any]]]:
-        """(repeat, result) of every child of one pass."""
-        return [(repeat, result) for repeat, kind, result in self.cell.results if kind == name]
-
-
-QUANTITIES = {
-    "fixed": (("latency", "s"),),
-    "dataset": (("set_time", "s"),),
-    "generate": (("time_to_first_token", "s"), ("decode_rate", "tokens/s")),
-}
-
-
-def _timings(row: _Rows, work: Prepared) -> list[Measurement]:
-    kind, described = work.described.kind, work.described
-    if not _fits(work, row.cell.artifact):
-        reason = f"{described.label} is longer than the model's {positions(row.cell.artifact.config)} positions"
-        return [row.made(quantity, unit, (), described, error=reason) for quantity, unit in QUANTITIES[kind]]
-    found: list[tuple[int, dict[str, Any]]] = [
-        (repeat, timed)
-        for repeat, result in row.over_repeats("latency")
-        for timed in result["workloads"]
-        if timed["label"] == described.label
-    ]
-    if not found:
-        return [row.failed(quantity, unit, described, "latency") for quantity, unit in QUANTITIES[kind]]
-    if kind == "generate":
-        repeats = tuple(repeat for repeat, timed in found for _ in timed["rate"])
-        first, rates = [[value for _, timed in found for value in timed[key]] for key in ("first_token", "rate")]
+    def _live(self, name: str) -> list[Cell]:
+        """The timed cells that can still be measured in this pass."""
         return [
-            row.made("time_to_first_token", "s", first, described, repeat=repeats),
-            row.made("decode_rate", "tokens/s", rates, described, repeat=repeats),
+            cell
+            for cell in self.cells
+            if cell.times and not cell.blocked and sum(kind == name for kind, _ in cell.errors) < FAILURES
         ]
-    values = [(repeat, value) for repeat, timed in found for value in timed["values"]]
-    warm = tuple(value for _, timed in found for value in timed["warmups"])
-    quantity, unit = QUANTITIES[kind][0]
-    return [
-        row.made(quantity, unit, [v for _, v in values], described, repeat=tuple(r for r, _ in values), warmups=warm)
-    ]
 
+    def _order(self, count: int, *what: int) -> list[int]:
+        """A fresh order for each pass and repeat; the same at every start of the same bench."""
+        return [int(i) for i in np.random.default_rng((self.seed, *what)).permutation(count)]
 
-def _sizes(row: _Rows) -> list[Measurement]:
-    rows: list[Measurement] = []
-    memory, latency = row.over_repeats("memory"), row.over_repeats("latency")
-    for quantity in ("peak_memory", "baseline_memory"):
-        if memory:
-            repeats = tuple(repeat for repeat, _ in memory)
-            rows.append(row.made(quantity, "bytes", [float(result[quantity]) for _, result in memory], repeat=repeats))
-        else:
-            rows.append(row.failed(quantity, "bytes", None, "memory"))
-    if latency:
-        rows.append(
-            row.made(
-                "load_time", "s", [result["load_time"] for _, result in latency], repeat=tuple(r for r, _ in latency)
+    # Passes.
+
+    def _quality(self) -> dict[int, Outputs]:
+        if self.data is None or not self.settings.quality:
+            for cell in self.cells:
+                cell.scores = False
+            return {}
+        scored = save(self.folder / "evaluate.npz", score_batches(self.data, self.tokenizer, self.task))
+        outputs, reference = {}, self._reference()
+        source = self.folder / "reference.npy"
+        for number in sorted(range(len(self.cells)), key=lambda n: n != reference):
+            cell, file = self.cells[number], self.folder / f"outputs-{number}.npz"
+            if not cell.scores or cell.blocked:
+                continue
+            has_source = self.task == "causal-lm" and (number == reference or source.exists())
+            self._child(
+                cell, "quality", 0, task=self.task, batches=str(scored), outputs=str(file),
+                reference=str(source) if has_source else None, is_reference=number == reference,
+            )  # fmt: skip
+            if file.exists():
+                outputs[number] = Outputs.load(file, self.task)
+        return outputs
+
+    def _reference(self) -> int:
+        """The cell that others are compared with: the source's export in ONNX Runtime, else the first that is scored."""
+        scored = [n for n, cell in enumerate(self.cells) if cell.scores and not cell.blocked]
+        exported = [n for n in scored if self.cells[n].artifact.name == "export-0-source"]
+        return (exported or scored or [-1])[0]
+
+    def _harness(self) -> None:
+        if not self.settings.lm_eval:
+            return
+        length = self.data.settings.max_length if self.data is not None else 2048
+        for cell in self.cells:
+            if cell.scores and not cell.blocked:
+                self._child(
+                    cell, "lm_eval", 0, tasks=list(self.settings.lm_eval), limit=self.settings.lm_eval_limit, max_length=length,
+                    tokenizer=str(self.cells[0].artifact.folder.resolve()),
+                )  # fmt: skip
+
+    def _memory(self) -> None:
+        for repeat in range(min(MEMORY_REPEATS, self.settings.repeats) if self.settings.memory else 0):
+            live = self._live("memory")
+            for index in self._order(len(live), 1, repeat):
+                works = heaviest([w for w in self.prepared if not w.is_load and live[index].can_run(w)])
+                if works:
+                    self._child(live[index], "memory", repeat, workloads=[w.row for w in works])
+
+    def _energy(self) -> None:
+        if not self.settings.energy:
+            return
+        meters: dict[str, EnergyMeter] = {device: EnergyMeter(device) for device in self.settings.device}
+        for device, meter in meters.items():
+            if not meter.sources:
+                self.notes.append(f"energy on {device} was not measured: {meter.absent}.")
+        for repeat in range(min(ENERGY_REPEATS, self.settings.repeats)):
+            live = [cell for cell in self._live("energy") if meters[cell.device].sources]
+            for index in self._order(len(live), 2, repeat):
+                works = [
+                    w
+                    for w in self.prepared
+                    if not w.is_load and w.described.kind != "dataset" and live[index].can_run(w)
+                ]
+                if works:
+                    self._child(live[index], "energy", repeat, workloads=[w.row for w in works])
+
+    def _times(self) -> None:
+        """Repeats of latency: the least number always, then as long as something is wide and time is left."""
+        works = [w for w in self.prepared if not w.is_load]
+        added = 0.0
+        for repeat in range(max(self.settings.repeats, self.settings.most_repeats) if works else 0):
+            is_added = repeat >= self.settings.repeats
+            wide = set(self._wide(works))
+            if is_added and (not wide or added >= self.settings.budget_seconds):
+                break
+            live = self._live("latency")
+            for index in self._order(len(live), 3, repeat):
+                fitting = [w for w in works if live[index].can_run(w) and (not is_added or w.described.label in wide)]
+                drawn = [fitting[i] for i in self._order(len(fitting), 4, repeat, index)]
+                if drawn:
+                    self._child(
+                        live[index],
+                        "latency",
+                        repeat,
+                        workloads=[w.row for w in drawn],
+                        cold=works[0].row,
+                        seconds=self.settings.seconds_per_cell,
+                    )
+                    added += self.children[-1].seconds if is_added else 0.0
+        self._say_what_is_wide(works)
+
+    def _wide(self, works: Sequence[Prepared]) -> Iterator[str]:
+        """Labels of workloads of which some comparison is still wider than the precision asked for."""
+        for work in works:
+            if any(width > self.settings.precision for width in self._widths(work)):
+                yield work.described.label
+
+    def _widths(self, work: Prepared) -> Iterator[float]:
+        """Half the interval of each timed cell's ratio to the first one; of a lone cell, of its own median."""
+        logs = [logs for cell in self._live("latency") if (logs := _logs(cell, work.described.label))]
+        if len(logs) == 1:
+            yield stats.half_width(list(logs[0].values()))
+        for other in logs[1:]:
+            yield stats.half_width([other[r] - logs[0][r] for r in logs[0] if r in other])
+
+    def _say_what_is_wide(self, works: Sequence[Prepared]) -> None:
+        for label in self._wide(works):
+            self.notes.append(
+                f"{label}: the repeats did not bring every interval within ±{100 * self.settings.precision:.3g} %. Close other "
+                "programs, or raise budget_seconds."
             )
-        )
-    manifest = row.cell.artifact.manifest
-    rows.append(row.made("weight_bytes", "bytes", [float(manifest.weight_bytes)]))
-    rows.append(row.made("folder_bytes", "bytes", [float(sum(entry.bytes for entry in manifest.files.values()))]))
-    return rows
+
+    def _loads(self) -> None:
+        for work in (w for w in self.prepared if w.is_load):
+            for repeat in range(self.settings.load_repeats):
+                live = [cell for cell in self._live("load") if cell.can_run(work)]
+                for index in self._order(len(live), 5, repeat):
+                    found = self._child(live[index], "load", repeat, workloads=[work.row])
+                    if found is not None:
+                        found["label"] = work.described.label
+
+    def _profiles(self) -> tuple[Profile, ...]:
+        found = []
+        seen: set[tuple[Digest, str, int]] = set()
+        for cell in self._live("profile"):
+            spot = (cell.artifact.digest, cell.device, cell.threads)
+            if cell.artifact.manifest.format != "onnx" or "onnxruntime" not in cell.runtime or spot in seen:
+                continue
+            seen.add(spot)
+            for work in self.prepared:
+                if work.described.kind in ("fixed", "generate") and cell.can_run(work):
+                    result = self._child(cell, "profile", 0, workloads=[work.row])
+                    if result is not None:
+                        found.append(_profile(cell, work, result))
+        for cell in self.cells:
+            self.notes += [
+                f"no profile of {cell.artifact.name}: {why}" for kind, why in cell.errors if kind == "profile"
+            ]
+        return tuple(found)
+
+    def _ceilings(self) -> Ceilings | None:
+        threads = min(cores(), max(cell.threads for cell in self.cells))
+        found = machine.kept(threads)
+        if found is None:
+            self.say("measuring what this machine can do (once)", 0, self.expected)
+            job = {"pass": "ceilings", "artifact": "", "runtime": "torch", "threads": threads}
+            outcome = run_child(job, self.folder / "job.json", began=self.began)
+            if outcome.result is None:
+                self.notes.append(f"the machine's ceilings could not be measured: {outcome.error}.")
+                return None
+            found = Ceilings.model_validate(outcome.result)
+            machine.keep(found)
+        return found
+
+    def _compressed(self) -> dict[Digest, float]:
+        found = {}
+        for cell in self.cells:
+            if cell.times and not cell.blocked and cell.artifact.digest not in found:
+                self.say(f"compressing {cell.artifact.name}", 0, self.expected)
+                found[cell.artifact.digest] = float(compressed_bytes(cell.artifact))
+        return found
+
+
+def _logs(cell: Cell, label: str) -> dict[int, float]:
+    """Repeat -> logarithm of the median time that a workload took."""
+    found: dict[int, list[float]] = {}
+    for repeat, result in cell.over_repeats("latency"):
+        for timed in result["workloads"]:
+            if timed["label"] == label:
+                found.setdefault(repeat, []).extend(timed.get("per_token") or timed.get("values"))
+    return {repeat: float(np.log(np.median(values))) for repeat, values in found.items()}
+
+
+def _profile(cell: Cell, work: Prepared, result: dict[str, Any]) -> Profile:
+    rows = tuple(ProfileRow.model_validate(row) for row in result["rows"])
+    return Profile(
+        artifact=cell.artifact.name, artifact_digest=cell.artifact.digest, runtime="onnxruntime", threads=cell.threads,
+        workload=work.described, calls=result["calls"], seconds=result["seconds"], rows=rows,
+    )  # fmt: skip

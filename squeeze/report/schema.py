@@ -208,8 +208,8 @@ class Measurement(Record):
     | time_to_first_token, time_per_output_token | s | generation; the latter is the mean over its later tokens |
     | decode_rate | tokens/s | generation, all texts of the batch together, first tokens left out |
     | request_latency | s | request of a load test, from its arrival (open loop) or call (closed) to its answer |
-    | throughput | 1/s | repeat of a load test: requests answered a second |
-    | highest_rate | 1/s | repeat: the highest arrival rate tried that kept the 99th percentile within the limit |
+    | throughput | requests/s | repeat of a load test: requests answered a second |
+    | highest_rate | requests/s | repeat: the highest arrival rate tried that kept the 99th percentile within the limit |
     | peak_memory, baseline_memory | bytes | child process; the baseline is the same child before the model is opened |
     | steady_memory | bytes | child process, resident after the workload |
     | cuda_allocated, cuda_reserved | bytes | child process, peaks as torch counts them |

@@ -5,7 +5,7 @@ Two kinds of evidence, two kinds of interval, all at 95 %:
 * **Repeats** (times, memory) are few: three, perhaps ten. Each repeat gives one number, the median of its calls,
   because calls inside one process share their luck. Repeats ran interleaved, so those of two artifacts pair up and a
   slow minute of the machine cancels in their ratio. The interval is Student's t on the logarithms of the paired
-  ratios (Student 1908).
+  ratios (Student 1908); from eight repeats on it is Wilcoxon's (1945), which a single stall does not widen.
 * **Examples** (answers, blocks of text) are many: a bootstrap over the examples that both artifacts saw (Efron 1979),
   and Wilson's interval (1927) for a plain share, which stays honest at 3,000 right out of 3,000.
 
@@ -18,6 +18,7 @@ drift).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -28,6 +29,9 @@ from squeeze.report.schema import Measurement
 CONFIDENCE = 0.95
 FEWEST = 3
 """Repeats below which nothing is claimed."""
+
+MANY = 8
+"""Repeats from which intervals are distribution-free; of six, Wilcoxon's is still the whole range."""
 
 RESAMPLES = 2000
 AT_ONCE = 1_000_000
@@ -92,12 +96,47 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
         return Interval(math.nan, math.nan, math.nan, 0)
     value = median([above[r] for r in shared]) / median([below[r] for r in shared])
     logs = np.log([above[r] / below[r] for r in shared])
-    n = len(logs)
-    if n == 1:
+    if len(logs) == 1:
         return Interval(value, math.nan, math.nan, 1)
-    half = student_t(n - 1) * float(logs.std(ddof=1)) / math.sqrt(n)
-    low, high = math.exp(logs.mean() - half), math.exp(logs.mean() + half)
-    return Interval(value, min(low, value), max(high, value), n)
+    low, high = (math.exp(end) for end in paired_interval(logs))
+    return Interval(value, min(low, value), max(high, value), len(logs))
+
+
+def paired_interval(differences: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of the middle of paired differences: Student's t for a few, from MANY on the distribution-free one of Wilcoxon's
+    signed ranks (Hodges and Lehmann 1963; Tukey's Walsh averages), which one stalled repeat cannot blow up. `confidence` is heeded
+    from MANY on.
+    """
+    values = np.asarray(differences, np.float64)
+    n = len(values)
+    if n < MANY:
+        half = student_t(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+        return float(values.mean()) - half, float(values.mean()) + half
+    upper, lower = np.triu_indices(n)
+    walsh = np.sort((values[upper] + values[lower]) / 2)
+    rank = _signed_rank(n, confidence)
+    return float(walsh[rank]), float(walsh[len(walsh) - 1 - rank])
+
+
+def half_width(differences: Sequence[float] | Floats) -> float:
+    """Half the width of that interval; infinite of fewer than three differences."""
+    if len(differences) < FEWEST:
+        return math.inf
+    low, high = paired_interval(differences)
+    return (high - low) / 2
+
+
+@cache
+def _signed_rank(n: int, confidence: float) -> int:
+    """How many of the smallest Walsh averages lie below the interval: the largest k with 2·P(T⁺ ≤ k) ≤ 1 − confidence, T⁺
+    being Wilcoxon's statistic, whose distribution is counted exactly; 0 where even the whole range holds less.
+    """
+    ways = np.zeros(n * (n + 1) // 2 + 1)
+    ways[0] = 1.0
+    for rank in range(1, n + 1):
+        ways[rank:] = ways[rank:] + ways[:-rank]
+    tail = np.cumsum(ways / 2.0**n)
+    return max(0, int(np.searchsorted(tail, (1 - confidence) / 2, side="right")) - 1)
 
 
 def perplexity(m: Measurement) -> float:
@@ -126,6 +165,17 @@ def difference(after: Measurement, before: Measurement, seed: int = 0) -> Interv
     if len(after.values) != len(before.values):
         return Interval(math.nan, math.nan, math.nan, 0)
     return mean(np.subtract(after.values, before.values).tolist(), seed)
+
+
+def mcnemar(before: Sequence[float], after: Sequence[float]) -> tuple[int, int, float]:
+    """Right answers lost and gained on the same examples, and the exact two-sided probability of so uneven a change where both
+    are as good (McNemar 1947, the binomial form).
+    """
+    lost = sum(1 for b, a in zip(before, after, strict=True) if b > a)
+    gained = sum(1 for b, a in zip(before, after, strict=True) if b < a)
+    changed = lost + gained
+    fewer = sum(math.comb(changed, k) for k in range(min(lost, gained) + 1))
+    return lost, gained, min(1.0, 2 * fewer / 2**changed)
 
 
 def share(values: Sequence[float]) -> Interval:

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 
 from squeeze.provenance import Digest
 from squeeze.report import stats
+from squeeze.report.derived import PERCENTILES, with_memory_above_baseline, with_percentiles
 from squeeze.report.schema import Manifest, Measurement, Report
 from squeeze.report.stats import Interval
-from squeeze.report.text import THIN, amount, count, figures, percent
+from squeeze.report.text import MINUS, THIN, amount, count, figures, percent
 from squeeze.report.verdict import (
     Sense,
     Verdict,
     judge_accuracy,
     judge_fewer_bytes,
+    judge_less_energy,
     judge_less_memory,
     judge_less_time,
     judge_more_rate,
@@ -100,6 +102,7 @@ class CellRow:
     n: int
     device: str
     threads: int | None
+    dtype: str
     error: str
     note: str
 
@@ -152,7 +155,7 @@ def cells(report: Report) -> list[CellRow]:
         value, text = _show(m)
         row = CellRow(
             artifact=m.artifact, runtime=m.runtime, label=label(m), value=value, text=text, spread=_spread(m),
-            n=len(m.values), device=m.device, threads=m.threads, error=m.error or "", note=m.note,
+            n=len(m.values), device=m.device, threads=m.threads, dtype=m.dtype or "", error=m.error or "", note=m.note,
         )  # fmt: skip
         rows.append(row)
     return rows
@@ -160,11 +163,23 @@ def cells(report: Report) -> list[CellRow]:
 
 def pivot(rows: Sequence[CellRow]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table "all cells": a line for each quantity, a column for each artifact in a runtime."""
-    columns = list(dict.fromkeys((row.artifact, row.runtime) for row in rows))
-    found = {(row.label, row.artifact, row.runtime): _cell_text(row) for row in rows}
+    columns = list(dict.fromkeys(_column(row) for row in rows))
+    found = {(row.label, _column(row)): _cell_text(row) for row in rows}
     labels = dict.fromkeys(row.label for row in rows)
-    lines = [[name, *(found.get((name, *column), "") for column in columns)] for name in labels]
-    return ["", *(f"{artifact}, {runtime}" for artifact, runtime in columns)], lines
+    lines = [[name, *(found.get((name, column), "") for column in columns)] for name in labels]
+    varied = [len({column[place] for column in columns}) > 1 for place in (2, 3, 4)]
+    return ["", *(_heading(column, varied) for column in columns)], lines
+
+
+def _column(row: CellRow) -> tuple[str, str, str, int | None, str]:
+    return row.artifact, row.runtime, row.device, row.threads, row.dtype
+
+
+def _heading(column: tuple[str, str, str, int | None, str], varied: Sequence[bool]) -> str:
+    """Artifact and runtime; device, threads and type only where they are not the same everywhere."""
+    artifact, runtime, device, threads, dtype = column
+    more = (device, "not pinned" if threads is None else count(threads, "thread"), dtype or "as stored")
+    return ", ".join([artifact, runtime, *(text for text, varies in zip(more, varied, strict=True) if varies)])
 
 
 def shared_where(rows: Sequence[SummaryRow]) -> str:
@@ -180,22 +195,6 @@ def label(m: Measurement) -> str:
     return f"{name}, {m.workload.label}" if m.workload is not None else name
 
 
-def with_memory_above_baseline(measurements: Sequence[Measurement]) -> list[Measurement]:
-    """The measurements, each peak of memory followed by its rise above what its own child held before the model was
-    opened: the libraries are not the model.
-    """
-    every: list[Measurement] = []
-    baselines = {_cell(m): stats.by_repeat(m) for m in measurements if m.quantity == "baseline_memory"}
-    for m in measurements:
-        every.append(m)
-        if m.quantity == "peak_memory" and (base := baselines.get(_cell(m))):
-            rise = {r: peak - base[r] for r, peak in stats.by_repeat(m).items() if r in base}
-            if rise:
-                change = {"quantity": "memory_above_baseline", "values": tuple(rise.values()), "repeat": tuple(rise)}
-                every.append(m.model_copy(update=change))
-    return every
-
-
 def _names(report: Report) -> dict[Digest, str]:
     """Digest -> name. Artifacts of two runs may share a name; theirs are told apart by their digests."""
     named = {m.digest: m.name for m in report.manifests}
@@ -207,7 +206,7 @@ def _measured(report: Report) -> list[Measurement]:
     """All measurements, each under a name that is its artifact's alone."""
     names = _names(report)
     named = [m.model_copy(update={"artifact": names.get(m.artifact_digest, m.artifact)}) for m in report.measurements]
-    return with_memory_above_baseline(named)
+    return with_percentiles(with_memory_above_baseline(named))
 
 
 def _result(report: Report) -> Manifest:
@@ -240,11 +239,11 @@ def _partner(measured: Sequence[Measurement], sources: Sequence[Digest], after: 
 
 
 def _like(m: Measurement) -> tuple[object, ...]:
-    return m.quantity, m.workload, m.device, m.threads
+    return m.quantity, m.workload, m.device, m.threads, m.dtype
 
 
 def _cell(m: Measurement) -> tuple[object, ...]:
-    return m.artifact_digest, m.runtime, m.device, m.threads
+    return m.artifact_digest, m.runtime, m.device, m.threads, m.dtype
 
 
 def _row(measured: Sequence[Measurement], before: Measurement | None, after: Measurement, *, alone: bool) -> SummaryRow:
@@ -254,7 +253,7 @@ def _row(measured: Sequence[Measurement], before: Measurement | None, after: Mea
     verdict = _verdict(kind, before, after, alone=alone)
     sides = (_side(kind, before), _side(kind, after))
     notes = [m.note for m in (before, after) if m is not None and m.note]
-    notes += [note for note in (_unsteady(before, after), _stuck(measured, after)) if note]
+    notes += [note for note in (_unsteady(before, after), _stuck(measured, after), _paired(before, after)) if note]
     return SummaryRow(
         quantity=after.quantity, label=label(after), unit=after.unit, before=sides[0], after=sides[1],
         words=verdict.words, bounds=verdict.bounds, sense=verdict.sense, gain=verdict.gain,
@@ -307,7 +306,7 @@ def _evidence(kind: Quantity, m: Measurement) -> str:
         return ""
     if kind.examples:
         return count(len(m.values), kind.examples)
-    if m.quantity == "weight_bytes":
+    if m.quantity.endswith("_bytes"):
         return "counted"
     repeats = len(stats.by_repeat(m))
     calls = f" of {len(m.values):,} calls" if len(m.values) > repeats else ""
@@ -338,6 +337,22 @@ def _stuck(measured: Sequence[Measurement], after: Measurement) -> str:
     return "the result gives the same answer to every example" if answers and len(set(answers[0])) == 1 else ""
 
 
+def _paired(before: Measurement | None, after: Measurement) -> str:
+    """Which answers changed sides (McNemar), and what the likelihood of a token lost: what an average can hide."""
+    if before is None or not before.values or len(before.values) != len(after.values):
+        return ""
+    if after.quantity == "correct":
+        lost, gained, p = stats.mcnemar(before.values, after.values)
+        if not lost + gained:
+            return ""
+        return f"{lost} right answers lost, {gained} gained (McNemar p = {p:.2g})"
+    if after.quantity == "negative_log_likelihood" and before.weights == after.weights:
+        found = stats.perplexity_ratio(after, before).map(lambda ratio: -math.log(ratio) if ratio > 0 else math.nan)
+        bounds = f"[{found.low:+.4f}, {found.high:+.4f}]".replace("-", MINUS)
+        return f"log-likelihood of a token {f'{found.value:+.4f}'.replace('-', MINUS)} nats {bounds}"
+    return ""
+
+
 def _cell_text(row: CellRow) -> str:
     return f"not measured: {row.error}" if row.error else f"{row.text} {row.spread}".strip()
 
@@ -362,6 +377,11 @@ def _show_mean(m: Measurement) -> tuple[float, str]:
     return value, f"{value:.4f}" if abs(value) < 10 else figures(value)
 
 
+def _show_nats(m: Measurement) -> tuple[float, str]:
+    value = math.fsum(m.values) / len(m.values)
+    return value, f"{value:.2g}{THIN}nats"
+
+
 def _shown_interval(m: Measurement) -> str:
     """What is said of a quantity that compares with the source by itself."""
     if m.quantity == "same_answer":
@@ -370,6 +390,8 @@ def _shown_interval(m: Measurement) -> str:
     if len(m.values) < stats.FEWEST:
         return ""
     found = stats.mean(m.values)
+    if m.quantity == "kl_to_source":
+        return f"[{found.low:.2g}, {found.high:.2g}], highest {max(m.values):.2g}"
     return f"[{found.low:.4f}, {found.high:.4f}], lowest {min(m.values):.4f}"
 
 
@@ -383,17 +405,32 @@ QUANTITIES: dict[str, Quantity] = {
     "correct": Quantity("accuracy", _show_share, judge_accuracy, examples="example"),
     "same_answer": Quantity("same answers as the source", _show_share, None, examples="example"),
     "cosine_to_source": Quantity("cosine to the source", _show_mean, None, examples="example"),
+    "kl_to_source": Quantity("KL divergence from the source", _show_nats, None, examples="place"),
     "logit_error": Quantity("relative error of the logits", _show_mean, None, examples="evaluation"),
     "set_time": Quantity("whole set", _show_median, judge_less_time, dotted=True),
     "latency": Quantity("latency", _show_median, judge_less_time, dotted=True),
     "time_to_first_token": Quantity("time to first token", _show_median, judge_less_time, dotted=True),
     "decode_rate": Quantity("decoding speed", _show_median, judge_more_rate, dotted=True),
+    "time_per_output_token": Quantity("time per output token", _show_median, judge_less_time, dotted=True),
+    "throughput": Quantity("throughput", _show_median, judge_more_rate, dotted=True),
+    "highest_rate": Quantity("highest rate", _show_median, judge_more_rate, dotted=True),
+    **{f"request_p{p}": Quantity(f"request p{p}", _show_median, judge_less_time, dotted=True) for p in PERCENTILES},
+    "request_latency": Quantity("request latency", _show_median, judge_less_time, dotted=True),
+    "energy": Quantity("energy of a call", _show_median, judge_less_energy, dotted=True),
+    "cold_latency": Quantity("first answer after loading", _show_median, judge_less_time, dotted=True),
     "load_time": Quantity("load time", _show_median, judge_less_time, dotted=True),
     "peak_memory": Quantity("peak memory", _show_median, judge_less_memory, dotted=True),
     "memory_above_baseline": Quantity("peak memory above baseline", _show_median, judge_less_memory, dotted=True),
+    "steady_memory": Quantity("memory after the call", _show_median, judge_less_memory, dotted=True),
+    "cuda_allocated": Quantity("CUDA memory allocated", _show_median, judge_less_memory, dotted=True),
+    "cuda_reserved": Quantity("CUDA memory reserved", _show_median, judge_less_memory, dotted=True),
     "weight_bytes": Quantity("weights on disk", _show_median, judge_fewer_bytes, dotted=True),
+    "compressed_bytes": Quantity("download (zstd)", _show_median, judge_fewer_bytes, dotted=True),
 }
 """In the order of the table."""
 
-UNCOMPARED = {"baseline_memory": "memory before the model", "folder_bytes": "whole folder on disk", "answer": "answers"}
+UNCOMPARED = {
+    "baseline_memory": "memory before the model", "folder_bytes": "whole folder on disk", "answer": "answers",
+    "token_log_likelihood": "log-likelihood of a token",
+}  # fmt: skip
 """Names of what stands only among all cells."""

@@ -72,6 +72,11 @@ def judge_less_memory(before: Measurement, after: Measurement) -> Verdict:
     return Verdict(words, "better" if left.value < 1 else "worse", bounds, gain)
 
 
+def judge_less_energy(before: Measurement, after: Measurement) -> Verdict:
+    """Joules are counted by the machine and need repeats as memory does."""
+    return judge_less_memory(before, after)
+
+
 def judge_fewer_bytes(before: Measurement, after: Measurement) -> Verdict:
     """Counted, not measured: one value is the truth, and there is no interval."""
     old, new = stats.median(before.values), stats.median(after.values)

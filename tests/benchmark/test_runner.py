@@ -16,9 +16,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from squeeze.artifact import Artifact
-from squeeze.benchmark import runner
-from squeeze.benchmark.runner import bench, run_child, vocabulary
-from squeeze.benchmark.workload import BenchSettings, FixedWorkload
+from squeeze.benchmark.cells import make_cells, vocabulary
+from squeeze.benchmark.child import run_child
+from squeeze.benchmark.journal import PREFIX, discard
+from squeeze.benchmark.runner import Measured
+from squeeze.benchmark.runner import bench as whole_bench
+from squeeze.benchmark.workload import BenchSettings
 from squeeze.data import Data, DataSettings, load_data
 from squeeze.errors import ArtifactError, BenchError, DeviceError
 from squeeze.exporter import ExportSettings
@@ -63,7 +66,7 @@ def successor(export: Artifact) -> Artifact:
 def with_graph(export: Artifact, name: str, node: Any, tables: list[TensorProto]) -> Artifact:
     """A copy of an artifact with a graph of one node."""
     folder = export.folder.with_name(name)
-    shutil.copytree(export.folder, folder)
+    shutil.copytree(export.folder, folder, ignore=shutil.ignore_patterns("squeeze.json"))
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 200])
     graph = helper.make_graph([node], name, [ids], [logits], tables)
@@ -99,8 +102,14 @@ def given_data(file: Path, count: int) -> DataSettings:
 
 
 def given(**changes: Any) -> BenchSettings:
-    quick = {"threads": 1, "repeats": 1, "seconds_per_cell": 1e-9}
+    quick = {
+        "threads": 1, "repeats": 1, "most_repeats": 1, "seconds_per_cell": 1e-9, "ceilings": False, "energy": False, "load_repeats": 1,
+    }  # fmt: skip
     return BenchSettings.model_validate(quick | changes)
+
+
+def bench(*arguments: Any, **more: Any) -> list[Measurement]:
+    return list(whole_bench(*arguments, **more).measurements)
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +125,10 @@ def measured(source: Artifact, export: Artifact, broken: Artifact, data: Data, t
         [source, export, broken], given(repeats=2, workloads=works), data, tokenizer, TASK, 0,
         lambda text, done, total: said.append((text, done, total)),
     )  # fmt: skip
-    assert [done for _, done, _ in said] == list(range(16)), "15 children: 3 for quality, 3 × 2 passes × 2 repeats"
+    children = [line for line in said if line[0].startswith("bench ")]
+    assert [done for _, done, _ in children] == list(range(15)), "15 children: 3 for quality, 3 × 2 passes × 2 repeats"
     assert said[-1] == ("bench", 15, 15)
-    assert said[0] == ("bench 0-source torch: quality", 0, 15)
+    assert children[0] == ("bench export-0-source onnxruntime: quality", 0, 15), "the source's export is the reference"
     return rows
 
 
@@ -132,7 +142,9 @@ def find(rows: list[Measurement], artifact: str, quantity: str, label: str | Non
     return found[0]
 
 
-SIZES = ["peak_memory", "baseline_memory", "load_time", "weight_bytes", "folder_bytes"]
+SIZES = [
+    "peak_memory", "baseline_memory", "steady_memory", "load_time", "cold_latency", "weight_bytes", "folder_bytes", "compressed_bytes",
+]  # fmt: skip
 TIMES = [("latency", "2×16"), ("latency", "1×65"), ("set_time", "7 texts, batches of 3")]
 
 
@@ -141,9 +153,9 @@ def test_every_artifact_has_every_quantity_once(measured: list[Measurement]) -> 
     expected = {(name, *time) for name in ("0-source", "export-0-source", "export-broken") for time in TIMES}
     expected |= {(name, size, None) for name in ("0-source", "export-0-source", "export-broken") for size in SIZES}
     expected |= {(name, row, None) for name in ("0-source", "export-0-source") for row in ("correct", "answer")}
-    expected |= {("0-source", "same_answer", None), ("0-source", "logit_error", None)}
+    expected |= {("0-source", row, None) for row in ("same_answer", "logit_error", "kl_to_source")}
     expected |= {("export-broken", "quality", None)}
-    expected -= {("export-broken", "load_time", None)}
+    expected -= {("export-broken", "load_time", None), ("export-broken", "cold_latency", None)}
     assert set(listed) == expected
     assert len(listed) == len(expected)
 
@@ -228,7 +240,7 @@ def test_where_no_workload_fits_quality_alone_is_measured(export: Artifact, data
     works = [{"kind": "fixed", "batch": 1, "sequence": 65}]
     rows = bench([export], given(workloads=works), data, tokenizer, TASK, 0)
     assert find(rows, export.name, "latency", "1×65").error == "1×65 is longer than the model's 64 positions"
-    assert find(rows, export.name, "peak_memory").error == "nothing was measured"
+    assert not [row for row in rows if row.quantity == "peak_memory"]
     assert len(find(rows, export.name, "correct").values) == 7
 
 
@@ -243,7 +255,7 @@ def test_a_decoder_is_timed_as_it_generates_and_scored_by_its_blocks(
         {"kind": "generate", "prompt": 60, "new_tokens": 5, "batch": 2},
     ]
     rows = bench([successor], given(repeats=2, workloads=works), blocks, tokenizer, "causal-lm", 0)
-    for quantity, unit in (("time_to_first_token", "s"), ("decode_rate", "tokens/s")):
+    for quantity, unit in (("time_to_first_token", "s"), ("time_per_output_token", "s"), ("decode_rate", "tokens/s")):
         row = find(rows, successor.name, quantity, "5+3 tokens")
         assert (row.unit, row.repeat, len(row.values)) == (unit, (0, 0, 0, 1, 1, 1), 6)
         long = find(rows, successor.name, quantity, "2×(60+5 tokens)")
@@ -311,7 +323,7 @@ def test_random_tokens_need_a_vocabulary(source: Artifact, tokenizer: Any, tmp_p
 
 
 def cells_of(folder: Path, source: Artifact, task: str, **settings: Any) -> list[tuple[str, bool, bool]]:
-    cells = runner._cells([Artifact(folder, source.manifest)], task, given(**settings))
+    cells = make_cells([Artifact(folder, source.manifest)], task, given(**settings))
     return [(cell.runtime, cell.scores, cell.times) for cell in cells]
 
 
@@ -324,61 +336,199 @@ def test_a_decoder_is_timed_in_onnxruntime_genai_and_scored_in_onnxruntime(sourc
     assert cells_of(tmp_path, source, "causal-lm", workloads=fixed) == [("onnxruntime", True, True)]
 
 
-def jobs_of(
-    artifacts: list[Artifact], data: Data, tokenizer: Any, seed: int, folder: Path
-) -> list[tuple[int, str, str, tuple[str, ...]]]:
-    works = [FixedWorkload(batch=1, sequence=n).model_dump() for n in (8, 16, 24)]
-    settings = given(workloads=works, repeats=8)
-    cells = runner._cells(artifacts, TASK, settings)
-    prepared = runner._prepare(settings, data, tokenizer, TASK, artifacts[0], seed, folder)
-    jobs = runner._jobs(cells, prepared, folder / "scored.npz", settings, TASK, 1, seed, folder)
-    return [
-        (repeat, job["pass"], cell.artifact.name, tuple(work["label"] for work in job.get("workloads", ())))
-        for cell, repeat, job in jobs
+def test_runtimes_threads_and_types_are_a_grid_of_what_each_artifact_can_have(
+    source: Artifact, export: Artifact
+) -> None:
+    settings = given(runtimes=["torch", "onnxruntime"], threads=[1, cores()], dtype=["float32", "bfloat16"])
+    cells = make_cells([source, export], TASK, settings)
+    found = [(cell.artifact.name, cell.runtime, cell.threads, cell.dtype) for cell in cells]
+    threads = sorted({1, cores()})
+    assert found == [
+        *(("0-source", "torch", n, dtype) for dtype in ("float32", "bfloat16") for n in threads),
+        *(("export-0-source", "onnxruntime", n, None) for n in threads),
+    ], "an ONNX file holds its types, so that it is there once"
+    assert [cell.scores for cell in cells].count(True) == 3, "quality does not depend on threads"
+
+
+def test_a_cell_that_cannot_run_is_a_row_and_the_others_are_measured(
+    export: Artifact, data: Data, tokenizer: Any
+) -> None:
+    works = [{"kind": "fixed", "batch": 1, "sequence": 8}]
+    rows = bench([export], given(threads=[cores() + 1, 1], workloads=works, quality=False), data, tokenizer, TASK, 0)
+    by_threads = {row.threads: row for row in rows if row.quantity == "latency"}
+    assert by_threads[cores() + 1].error is not None
+    assert "above the" in by_threads[cores() + 1].error
+    assert len(by_threads[1].values) == 5
+
+
+def test_an_artifact_that_changed_is_a_row_and_the_others_are_measured(
+    source: Artifact, export: Artifact, tmp_path: Path, data: Data, tokenizer: Any
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(export.folder, changed)
+    with (changed / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    works = [{"kind": "fixed", "batch": 1, "sequence": 8}]
+    renamed = Artifact(changed, export.manifest.model_copy(update={"name": "changed"}))
+    rows = bench([export, renamed], given(workloads=works), data, tokenizer, TASK, 0)
+    assert find(rows, export.name, "latency", "1×8").values
+    error = find(rows, "changed", "latency", "1×8").error
+    assert error is not None
+    assert "changed after it was written" in error
+    assert find(rows, "changed", "quality").error == error
+
+
+def test_an_unknown_runtime_is_answered_with_the_nearest(export: Artifact) -> None:
+    with pytest.raises(BenchError, match=r"'onnx-runtime' is unknown\. Did you mean 'onnxruntime'"):
+        make_cells([export], TASK, given(runtimes="onnx-runtime"))
+    with pytest.raises(BenchError, match=r"none of the artifacts has files for llama\.cpp\."):
+        make_cells([export], TASK, given(runtimes="llama.cpp"))
+
+
+# Order, repeats and resuming
+
+FAST = [{"kind": "fixed", "batch": 1, "sequence": 8}, {"kind": "fixed", "batch": 1, "sequence": 16}]
+
+
+def run_of(export: Artifact, **more: Any) -> Measured:
+    """Two cells of one artifact, timed alone."""
+    settings = {"workloads": FAST, "quality": False, "memory": False, "threads": [1]} | more.pop("settings", {})
+    other = Artifact(export.folder, export.manifest.model_copy(update={"name": "the same again"}))
+    return whole_bench([export, other], given(**settings), None, None, TASK, more.pop("seed", 0), **more)
+
+
+def test_within_each_repeat_every_cell_runs_once_and_the_order_changes_with_the_seed(export: Artifact) -> None:
+    settings = {"repeats": 5, "most_repeats": 5}
+    orders = []
+    for seed in (0, 1):
+        children = run_of(export, settings=settings, seed=seed).children
+        assert [child.repeat for child in children] == sorted(2 * list(range(5)))
+        pairs = [tuple(child.artifact for child in children[start : start + 2]) for start in range(0, 10, 2)]
+        assert all(sorted(pair) == ["export-0-source", "the same again"] for pair in pairs)
+        orders.append(pairs)
+    assert len(set(orders[0])) == 2
+    assert orders[0] != orders[1]
+
+
+def test_every_child_is_on_record_with_its_time_and_how_quiet_the_machine_was(export: Artifact) -> None:
+    children = run_of(export).children
+    assert [child.purpose for child in children] == ["latency", "latency"]
+    for child in children:
+        assert child.cpu_seconds > 0
+        assert child.seconds > 0
+        assert child.others is not None
+        assert 0 <= child.others <= 1
+    assert children[1].started >= children[0].started + children[0].seconds - 1e-3, (
+        "one after the other, never together"
+    )
+
+
+def test_repeats_are_added_until_they_are_narrow_or_the_time_is_spent(export: Artifact) -> None:
+    wide = run_of(export, settings={"repeats": 3, "most_repeats": 6, "precision": 1e-9, "budget_seconds": 1000})
+    assert max(child.repeat for child in wide.children) == 5
+    assert any("1×8: the repeats did not bring every interval within" in note for note in wide.notes)
+    spent = run_of(export, settings={"repeats": 3, "most_repeats": 6, "precision": 1e-9, "budget_seconds": 0})
+    assert max(child.repeat for child in spent.children) == 2
+    narrow = run_of(export, settings={"repeats": 3, "most_repeats": 6, "precision": 0.999, "budget_seconds": 1000})
+    assert max(child.repeat for child in narrow.children) < 5
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_bench_goes_on_and_measures_nothing_twice(export: Artifact, tmp_path: Path) -> None:
+    settings = {"repeats": 4, "most_repeats": 4}
+
+    def stop(_: str, done: int, __: int) -> None:
+        if done == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run_of(export, settings=settings, journal=tmp_path, progress=stop)
+    resumed = run_of(export, settings=settings, journal=tmp_path)
+    assert [child.resumed for child in resumed.children] == [True] * 5 + [False] * 3
+    assert any(note.startswith("resumed: 5 of 8 child processes") for note in resumed.notes)
+    again = run_of(export, settings=settings, journal=tmp_path)
+    assert again.measurements == resumed.measurements, "all was taken over"
+    assert [child.resumed for child in again.children] == [True] * 8
+    other = run_of(export, settings=settings, journal=tmp_path, seed=1)
+    assert not any(child.resumed for child in other.children), "another request has a journal of its own"
+    discard(again.journal)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(PREFIX)] == [other.journal.name]
+
+
+def test_memory_is_measured_on_the_workload_with_the_most_tokens_at_once(export: Artifact) -> None:
+    measured = run_of(export, settings={"memory": True})
+    assert {row.quantity for row in measured.measurements} >= {"peak_memory", "steady_memory", "baseline_memory"}
+    assert [child.purpose for child in measured.children] == ["memory"] * 2 + ["latency"] * 2
+
+
+def test_a_planted_slow_down_slows_all_but_the_first(export: Artifact) -> None:
+    rows = run_of(
+        export, settings={"repeats": 3, "most_repeats": 3, "seconds_per_cell": 0.02}, planted=2.0
+    ).measurements
+    plain, slow = (
+        np.median(find(list(rows), name, "latency", "1×16").values) for name in (export.name, "the same again")
+    )
+    assert slow > 2 * plain
+
+
+# Load, profile and cost
+
+
+def test_load_tests_keep_every_request_and_the_rate(export: Artifact, data: Data, tokenizer: Any) -> None:
+    works = [
+        {"kind": "closed", "callers": 2, "sequence": 8, "seconds": 0.2},
+        {"kind": "open", "rate": 400, "seconds": 0.2},
+        {"kind": "open", "limit_ms": 1000, "sequence": 8, "seconds": 0.1},
+        {"kind": "open", "limit_ms": 1e-6, "sequence": 16, "seconds": 0.1},
     ]
+    rows = bench([export], given(workloads=works, quality=False), data, tokenizer, TASK, 0)
+    closed = find(rows, export.name, "request_latency", "2 callers, 1×8")
+    (rate,) = find(rows, export.name, "throughput", "2 callers, 1×8").values
+    assert rate == pytest.approx(len(closed.values) / 0.2, rel=0.2)
+    assert len(find(rows, export.name, "request_latency", "400/s arriving, real texts").values) == 300
+    sought = find(rows, export.name, "highest_rate", "p99 within 1000 ms, 1×8")
+    assert sought.values[0] > 0
+    assert "99th percentiles of the trials" in sought.note
+    assert find(rows, export.name, "highest_rate", "p99 within 1e-06 ms, 1×16").values == (0,)
+    impossible = find(rows, export.name, "request_latency", "p99 within 1e-06 ms, 1×16")
+    assert impossible.error == "no rate that was tried kept the 99th percentile within the limit"
 
 
-def test_one_seed_gives_one_order_and_another_gives_another(
-    source: Artifact, export: Artifact, data: Data, tokenizer: Any, tmp_path: Path
-) -> None:
-    first, again, other = (jobs_of([source, export], data, tokenizer, seed, tmp_path) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-    assert sorted(row[:3] for row in first) == sorted(row[:3] for row in other)
+def test_a_profile_tells_operators_and_layers_and_no_more_time_than_the_call_took(export: Artifact) -> None:
+    measured = run_of(export, settings={"profile": True})
+    profiles = [profile for profile in measured.profiles if profile.artifact == export.name]
+    assert [profile.workload.label for profile in profiles] == ["1×8", "1×16"]
+    for profile in profiles:
+        assert {"MatMul", "Attention"} & {row.operator for row in profile.rows}
+        assert any("layer.0" in row.layer for row in profile.rows)
+        assert 0 < sum(row.seconds for row in profile.rows) < 1.5 * profile.seconds
 
 
-def test_within_each_repeat_every_cell_runs_once_and_the_order_changes(
-    source: Artifact, export: Artifact, data: Data, tokenizer: Any, tmp_path: Path
-) -> None:
-    jobs = jobs_of([source, export], data, tokenizer, 0, tmp_path)
-    assert [job[1] for job in jobs[:2]] == ["quality", "quality"]
-    orders = [[name for at, kind, name, _ in jobs if (at, kind) == (n, "latency")] for n in range(8)]
-    assert all(sorted(order) == ["0-source", "export-0-source"] for order in orders)
-    assert len({tuple(order) for order in orders}) == 2
-    works = [labels for _, kind, _, labels in jobs if kind == "latency"]
-    assert all(sorted(labels) == ["1×16", "1×24", "1×8"] for labels in works)
-    assert len(set(works)) > 1
-
-
-def test_memory_is_measured_on_the_workload_with_the_most_tokens_at_once(
-    source: Artifact, data: Data, tokenizer: Any, tmp_path: Path
-) -> None:
-    jobs = jobs_of([source], data, tokenizer, 0, tmp_path)
-    assert {labels for _, kind, _, labels in jobs if kind == "memory"} == {("1×24",)}
+def test_without_data_texts_cannot_be_measured_and_the_error_says_what_to_add(export: Artifact) -> None:
+    with pytest.raises(BenchError, match="needs held-out texts, and no data was named"):
+        run_of(export, settings={"workloads": [{"kind": "dataset"}]})
 
 
 # Children
 
 
 def job_for(folder: Path, **more: Any) -> dict[str, Any]:
-    return {"pass": "memory", "folder": str(folder), "runtime": "torch", "device": "cpu", "threads": 1, **more}
+    return {
+        "pass": "memory", "folder": str(folder), "artifact": "nowhere", "runtime": "torch", "device": "cpu", "threads": 1,
+        "dtype": None, **more,
+    }  # fmt: skip
 
 
 def test_a_child_that_crashes_says_its_exit_code_and_last_words(tmp_path: Path) -> None:
     outcome = run_child(job_for(tmp_path / "nowhere"), tmp_path / "job.json")
-    assert isinstance(outcome, str)
-    assert outcome.startswith("exit code 1: ")
-    assert str(tmp_path / "nowhere") in outcome
+    assert outcome.result is None
+    assert outcome.error is not None
+    assert outcome.error.startswith("exit code 1: ")
+    assert str(tmp_path / "nowhere") in outcome.error
+    assert outcome.run.error == outcome.error
     assert not (tmp_path / "job.result").exists()
 
 
@@ -392,7 +542,7 @@ def test_a_child_that_is_killed_says_by_what(number: signal.Signals, words: str,
     killer.start()
     outcome = run_child(job_for(tmp_path / "nowhere"), file)
     killer.join()
-    assert outcome == words
+    assert outcome.error == words
 
 
 def kill_when_started(file: Path, number: signal.Signals) -> None:

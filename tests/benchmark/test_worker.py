@@ -15,7 +15,7 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from squeeze.benchmark.runner import run_child
+from squeeze.benchmark.child import run_child
 from squeeze.benchmark.worker import AT_LEAST, GENERATIONS, PASSES, WARM_UP
 from squeeze.benchmark.workload import pack
 from squeeze.evaluate import Outputs
@@ -53,17 +53,26 @@ def inputs(tmp_path: Path) -> str:
 
 
 def job_for(folder: Path, name: str, runtime: str = "onnxruntime", **more: Any) -> dict[str, Any]:
-    return {"pass": name, "folder": str(folder), "runtime": runtime, "device": "cpu", "threads": 1, **more}
+    plain = {
+        "artifact": "any",
+        "device": "cpu",
+        "threads": 1,
+        "dtype": None,
+        "reference": None,
+        "is_reference": False,
+        "seed": 0,
+    }
+    return {"pass": name, "folder": str(folder), "runtime": runtime, **plain, **more}
 
 
 def result_of(job: dict[str, Any], place: Path) -> dict[str, Any]:
     outcome = run_child(job, place / "job.json")
-    assert isinstance(outcome, dict), outcome
-    return outcome
+    assert outcome.result is not None, outcome.error
+    return outcome.result
 
 
-def test_there_is_one_pass_each_for_latency_memory_and_quality() -> None:
-    assert set(PASSES) == {"latency", "memory", "quality"}
+def test_there_is_one_pass_for_each_thing_that_would_spoil_the_others() -> None:
+    assert set(PASSES) == {"latency", "load", "memory", "energy", "quality", "lm_eval"}
 
 
 def test_the_peak_of_memory_is_at_least_the_baseline_in_torch(
@@ -92,12 +101,13 @@ def test_latency_gives_every_workload_in_the_order_asked_with_one_value_for_each
         {"kind": "fixed", "file": inputs, "label": "2×3"},
         {"kind": "dataset", "file": inputs, "label": "4 texts"},
     ]
-    result = result_of(job_for(successor, "latency", workloads=works, seconds=1e-9), tmp_path)
+    result = result_of(job_for(successor, "latency", workloads=works, cold=works[1], seconds=1e-9), tmp_path)
     generated, fixed, whole = result["workloads"]
     assert [work["label"] for work in result["workloads"]] == ["3+4 tokens", "2×3", "4 texts"]
     assert (len(generated["first_token"]), len(generated["rate"])) == (GENERATIONS, GENERATIONS)
     assert (len(fixed["values"]), len(fixed["warmups"])) == (AT_LEAST, WARM_UP)
-    assert (len(whole["values"]), whole["warmups"]) == (1, [])
+    assert (len(whole["values"]), len(whole["warmups"])) == (1, 2)
+    assert result["cold_latency"] > 0
     times = [*generated["first_token"], *generated["rate"], *fixed["values"], *whole["values"], result["load_time"]]
     assert all(value > 0 for value in times)
 
@@ -107,9 +117,7 @@ def test_quality_writes_outputs_in_the_order_of_the_split(successor: Path, input
     result_of(job_for(successor, "quality", task="causal-lm", batches=inputs, outputs=str(file)), tmp_path)
     outputs = Outputs.load(file, "causal-lm")
     known, wrong = np.log(np.e + 3) - 1, np.log(np.e + 3)  # each token's cost where the table is right, and where not
-    assert outputs.values == pytest.approx([2 * known, 2 * known, 2 * known, 2 * wrong], rel=1e-6)
-    assert outputs.tokens is not None
-    assert outputs.tokens.tolist() == [2, 2, 2, 2]
+    assert outputs.values == pytest.approx(np.array([[known] * 2] * 3 + [[wrong] * 2]), rel=1e-6)
 
 
 def test_a_child_that_measures_onnxruntime_carries_neither_torch_nor_onnx(
@@ -130,9 +138,9 @@ def test_a_child_that_measures_onnxruntime_carries_neither_torch_nor_onnx(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_child_ends_when_its_parent_is_killed(successor: Path, inputs: str, tmp_path: Path) -> None:
     works = [{"kind": "fixed", "file": inputs, "label": "2×3"}]
-    job = job_for(successor, "latency", workloads=works, seconds=600)
+    job = job_for(successor, "latency", workloads=works, cold=works[0], seconds=600)
     code = (
-        "from pathlib import Path; from squeeze.benchmark.runner import run_child\n"
+        "from pathlib import Path; from squeeze.benchmark.child import run_child\n"
         f"run_child({job!r}, Path({str(tmp_path / 'job.json')!r}))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])

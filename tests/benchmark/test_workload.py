@@ -6,13 +6,16 @@ from pydantic import ValidationError
 
 from squeeze.benchmark.workload import (
     DEFAULTS,
+    AnyWorkload,
     BenchSettings,
+    ClosedLoop,
     DatasetWorkload,
     FixedWorkload,
     GenerateWorkload,
-    fixed_inputs,
+    OpenLoop,
     pack,
     prompts,
+    random_tokens,
     unpack,
 )
 from squeeze.tasks import TASKS
@@ -25,11 +28,14 @@ from squeeze.tasks import TASKS
         (DatasetWorkload(batch=50), "7 texts, batches of 50"),
         (GenerateWorkload(prompt=8, new_tokens=4), "8+4 tokens"),
         (GenerateWorkload(batch=3, prompt=8, new_tokens=4), "3×(8+4 tokens)"),
+        (DatasetWorkload(batch=4, order="shuffled"), "7 texts, batches of 4, shuffled"),
+        (ClosedLoop(callers=1), "1 caller, real texts"),
+        (ClosedLoop(callers=4, sequence=128), "4 callers, 1×128"),
+        (OpenLoop(rate=20), "20/s arriving, real texts"),
+        (OpenLoop(limit_ms=50, batch=2, sequence=16), "p99 within 50 ms, 2×16"),
     ],
 )
-def test_a_workload_is_named_in_the_report_by_its_shape(
-    workload: FixedWorkload | DatasetWorkload | GenerateWorkload, label: str
-) -> None:
+def test_a_workload_is_named_in_the_report_by_its_shape(workload: AnyWorkload, label: str) -> None:
     described = workload.described(examples=7)
     assert (described.kind, described.label) == (workload.kind, label)
 
@@ -64,11 +70,32 @@ def test_a_recipe_chooses_a_workload_by_its_kind() -> None:
     assert settings.workloads == (FixedWorkload(batch=1, sequence=16), DatasetWorkload(), GenerateWorkload(prompt=8))
 
 
+def test_a_grid_is_every_combination_and_what_is_asked_twice_is_measured_once() -> None:
+    settings = BenchSettings.model_validate(
+        {
+            "workloads": [
+                {"kind": "grid", "batch": [1, 8], "sequence": [16, 128]},
+                {"kind": "fixed", "batch": 8, "sequence": 16},
+                {"kind": "grid", "batch": [1, 4], "prompt": [32], "new_tokens": [8, 16]},
+            ]
+        }
+    )
+    labels = [work.described(0).label for work in settings.single_workloads("causal-lm")]
+    assert labels[:4] == ["1×16", "1×128", "8×16", "8×128"]
+    assert labels[4:] == ["32+8 tokens", "32+16 tokens", "4×(32+8 tokens)", "4×(32+16 tokens)"]
+
+
+def test_one_value_stands_for_a_list_of_one() -> None:
+    one = BenchSettings.model_validate({"device": "cpu", "threads": 1, "runtimes": "torch", "dtype": "bfloat16"})
+    several = {"device": ["cpu"], "threads": [1], "runtimes": ["torch"], "dtype": ["bfloat16"]}
+    assert one == BenchSettings.model_validate(several)
+
+
 @pytest.mark.parametrize(
     ("given", "where"),
     [
-        ({"device": "tpu"}, ("device",)),
-        ({"threads": 0}, ("threads",)),
+        ({"device": "tpu"}, ("device", 0)),
+        ({"threads": 0}, ("threads", 0)),
         ({"repeats": 0}, ("repeats",)),
         ({"seconds_per_cell": 0}, ("seconds_per_cell",)),
         ({"warmups": 3}, ("warmups",)),
@@ -89,7 +116,7 @@ def test_settings_that_cannot_be_measured_are_refused_where_they_stand(
 
 
 def test_fixed_inputs_are_known_tokens_of_the_shape_without_padding() -> None:
-    inputs = fixed_inputs(FixedWorkload(batch=3, sequence=200), vocabulary=7, seed=0)
+    inputs = random_tokens(3, 200, vocabulary=7, seed=0)
     assert {name: (array.shape, array.dtype) for name, array in inputs.items()} == {
         name: ((3, 200), np.dtype(np.int64)) for name in ("input_ids", "attention_mask", "token_type_ids")
     }
@@ -99,8 +126,7 @@ def test_fixed_inputs_are_known_tokens_of_the_shape_without_padding() -> None:
 
 
 def test_one_seed_gives_the_same_tokens_and_another_gives_others() -> None:
-    work = FixedWorkload(batch=2, sequence=32)
-    first, again, other = (fixed_inputs(work, 100, seed)["input_ids"] for seed in (1, 1, 2))
+    first, again, other = (random_tokens(2, 32, 100, seed)["input_ids"] for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 

@@ -178,6 +178,7 @@ def test_a_decoder_without_cache_generates_in_onnxruntime_too(tmp_path: Path) ->
 # Threads
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_session_records_the_threads_that_it_was_given(
     runtime: str, tiny_llama_folder: Path, llama_export: Path, smollm2: Path

@@ -1,6 +1,6 @@
 """The commands: each parses, calls one function, prints. Tables and progress go through `console`, JSON to stdout.
 
-Nothing heavy is imported here, so that `squeeze --help` answers at once. The only file that imports typer.
+Nothing heavy is imported here, so that `squeeze --help` answers at once. The only package that imports typer.
 """
 
 import sys
@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from squeeze import __version__, console
+from squeeze.cli.bench import bench
+from squeeze.cli.options import Json, Out, Quiet, Revision, Seed, Task, Weights, print_report
 from squeeze.errors import SqueezeError
 
 EXIT_CODES = (
     "Exit codes: 0 fine; 1 a bug (with traceback); 2 bad input or something missing, and the message says how to mend it; "
-    "3 a check failed: the export differs from its source; 130 interrupted."
+    "3 a check failed: the export differs from its source, or a --fail-if holds; 130 interrupted."
 )
 
 app = typer.Typer(
@@ -24,15 +26,8 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )  # fmt: skip
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Task = Annotated[
-    str | None, typer.Option(help="causal-lm, text-classification or feature-extraction; none: what the model is for.")
-]
-Weights = Annotated[str | None, typer.Option(help="safetensors file or folder, for package.module:factory.")]
-Revision = Annotated[str | None, typer.Option(help="Hub revision: branch, tag or commit.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder to make; none: named after the model.")]
-Seed = Annotated[int, typer.Option(help="Seed of splits, inputs and order.")]
+app.add_typer(bench, name="bench")
+
 MODEL = "Local Transformers folder, .gguf file, asset: name, squeeze artifact, run folder, hub id, or package.module:factory."
 
 
@@ -58,7 +53,7 @@ def run(
     folder = out or Path(loaded.name)
     with console.progress(quiet=quiet) as say:
         report = api.run(loaded, folder, mode="fresh" if fresh else "resume" if resume else "new", progress=say)
-    _print_report(report, json)
+    print_report(report, json)
     console.message(f"report: {folder / 'report.html'}")
 
 
@@ -148,41 +143,6 @@ def verify(
 
 
 @app.command()
-def bench(
-    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts, or one run folder.")],
-    data: Annotated[str, typer.Option(help="Texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")],
-    evaluate: Annotated[int, typer.Option(help="Held-out examples to score.")],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of every runtime; none: one for each core.")] = None,
-    repeats: Annotated[int, typer.Option(help="Child processes for each cell.")] = 3,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="More of data or bench, such as --set data.label_column=y.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="report.json to write, with its page beside it.")
-    ] = None,
-    seed: Seed = 0,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Measure latency, memory, size and quality, each artifact in processes of its own, in interleaved order."""
-    from squeeze import api
-    from squeeze.pipeline import keep_report
-    from squeeze.recipe import apply_overrides
-
-    content: dict[str, Any] = {
-        "data": {"path": data, "splits": {"evaluate": evaluate}},
-        "bench": {"device": device, "threads": threads, "repeats": repeats},
-    }
-    apply_overrides(content, settings or ())
-    with console.progress(quiet=quiet) as say:
-        report = api.bench(artifacts, data=content["data"], settings=content["bench"], seed=seed, progress=say)
-    if out is not None:
-        keep_report(report, out)
-    _print_report(report, json)
-
-
-@app.command()
 def report(
     path: Annotated[Path, typer.Argument(help="report.json, or the run folder that holds it.")],
     html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
@@ -195,7 +155,7 @@ def report(
     found = read_report(path / "report.json" if path.is_dir() else path)
     if html is not None:
         write_atomically(html, render_page(found))
-    _print_report(found, json)
+    print_report(found, json)
 
 
 @app.command()
@@ -249,7 +209,7 @@ def demo(
 
     with console.progress(quiet=quiet) as say:
         report = api.run(recipe_path("smollm2-int8.yaml"), out, mode="fresh" if fresh else "resume", progress=say)
-    _print_report(report, json)
+    print_report(report, json)
     console.message(f"report: {out / 'report.html'}")
 
 
@@ -269,13 +229,6 @@ def doctor(json: Json = False) -> None:
         )
     if any(f.level == "bad" for f in findings):
         raise typer.Exit(2)
-
-
-def _print_report(found: Any, json: bool) -> None:
-    if json:
-        console.print_json(found.model_dump(mode="json"))
-    else:
-        console.print_report(found)
 
 
 def _print_artifact(artifact: Any, json: bool) -> None:

@@ -1,0 +1,45 @@
+"""Measurements that follow from others, worked out when a report is read: percentiles of requests, memory above the baseline."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from squeeze.report import stats
+from squeeze.report.schema import Measurement
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+def with_memory_above_baseline(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements, each peak of memory followed by its rise above what its own child held before the model was
+    opened: the libraries are not the model.
+    """
+    every: list[Measurement] = []
+    baselines = {_cell(m): stats.by_repeat(m) for m in measurements if m.quantity == "baseline_memory"}
+    for m in measurements:
+        every.append(m)
+        if m.quantity == "peak_memory" and (base := baselines.get(_cell(m))):
+            rise = {r: peak - base[r] for r, peak in stats.by_repeat(m).items() if r in base}
+            if rise:
+                change = {"quantity": "memory_above_baseline", "values": tuple(rise.values()), "repeat": tuple(rise)}
+                every.append(m.model_copy(update=change))
+    return every
+
+
+def with_percentiles(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements, the requests of each load test followed by four percentiles of every repeat."""
+    every: list[Measurement] = []
+    for m in measurements:
+        if m.quantity != "request_latency" or not m.values:
+            every.append(m)
+            continue
+        values, repeats = np.asarray(m.values), np.asarray(m.repeat or (0,) * len(m.values))
+        for percentile in PERCENTILES:
+            found = {int(r): float(np.quantile(values[repeats == r], percentile / 100)) for r in np.unique(repeats)}
+            change = {"quantity": f"request_p{percentile}", "values": tuple(found.values()), "repeat": tuple(found)}
+            every.append(m.model_copy(update=change))
+    return every
+
+
+def _cell(m: Measurement) -> tuple[object, ...]:
+    return m.artifact_digest, m.runtime, m.device, m.threads, m.dtype
