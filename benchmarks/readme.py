@@ -4,11 +4,14 @@ python benchmarks/readme.py            rewrites the part of README.md between th
 python benchmarks/readme.py --check    exits 1 if that would change anything (part of `make check`)
 """
 
+import json
 import sys
 from pathlib import Path
 
-from squeeze.report.schema import Report, read_report
-from squeeze.report.summary import ends, summarize
+from squeeze.report import stats
+from squeeze.report.schema import Measurement, Report, read_report
+from squeeze.report.summary import ends, label, summarize
+from squeeze.report.text import amount, figures, percent, times
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- figures: written by benchmarks/readme.py -->", "<!-- end of figures -->"
@@ -22,7 +25,7 @@ def main() -> None:
         sys.exit(f"README.md lacks the lines {START} and {END}.")
     head, rest = text.split(START, 1)
     tail = rest.split(END, 1)[1]
-    new = f"{head}{START}\n{figures()}{END}{tail}"
+    new = f"{head}{START}\n{written()}{END}{tail}"
     if "--check" in sys.argv[1:]:
         if new != text:
             sys.exit("README.md differs from benchmarks/results. Run: python benchmarks/readme.py")
@@ -30,24 +33,97 @@ def main() -> None:
     readme.write_text(new, "utf-8")
 
 
-def figures() -> str:
-    """One table for each committed report."""
+def section(file: Path, report: Report) -> str:
+    """Before and after, or for a grid of engines a line each."""
+    return _grid(file, report) if report.title in BASES else _section(file, report)
+
+
+def written() -> str:
+    """One table for each committed report, then what the self-checks found."""
     files = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
-    return "".join(_section(file, read_report(file)) for file in files)
+    checks = sorted((ROOT / "benchmarks" / "results").rglob("self-check.jsonl"))
+    return "".join(section(file, read_report(file)) for file in files) + "".join(_self_checks(file) for file in checks)
+
+
+def _head(file: Path, report: Report, what: str) -> str:
+    machine = f"{report.environment.cpu}, {report.environment.cores} cores"
+    link = file.relative_to(ROOT).as_posix()
+    return f"\n**{report.title}** ([report]({link}), {report.started[:10]}, {machine}): {what}\n"
 
 
 def _section(file: Path, report: Report) -> str:
     before, after = ends(report)
-    machine = f"{report.environment.cpu}, {report.environment.cores} cores"
     lines = [
-        f"\n**{report.title}** ([report]({file.relative_to(ROOT).as_posix()}), {report.started[:10]}, {machine}): "
-        f"{before} against {after}\n",
+        _head(file, report, f"{before} against {after}"),
         "| quantity | before | after | change |",
         "|---|---|---|---|",
     ]
     lines += [f"| {row.label} | {row.before.text} | {row.after.text} | {row.verdict} |" for row in summarize(report)]
     return "\n".join(lines) + "\n"
 
+
+def _grid(file: Path, report: Report) -> str:
+    """A line for each artifact in a runtime; each time with its speed relative to the first of BASES, where that differs."""
+    rows = [m for m in report.measurements if m.quantity in COLUMNS]
+    cells = list(dict.fromkeys((m.artifact, m.runtime) for m in rows if m.quantity in SPEEDS))
+    columns = list(dict.fromkeys((m.quantity, label(m)) for m in sorted(rows, key=lambda m: COLUMNS.index(m.quantity))))
+    base = BASES[report.title]
+    found = {(m.artifact, m.runtime, m.quantity, label(m)): m for m in rows}
+    scored = {(m.artifact, m.quantity, label(m)): m for m in rows}
+    threads = report.measurements[0].threads
+    what = f"{threads} threads everywhere; in brackets how many times as fast as {base[0]} in {base[1]}, with its 95 % interval"
+    lines = [
+        _head(file, report, what),
+        f"| artifact | runtime | {' | '.join(name for _, name in columns)} |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for artifact, runtime in cells:
+        texts = []
+        for quantity, name in columns:
+            # What onnxruntime-genai times is scored in ONNX Runtime: quality belongs to the artifact.
+            other = None if quantity in SPEEDS or quantity == "peak_memory" else scored.get((artifact, quantity, name))
+            texts.append(
+                _cell(found.get((artifact, runtime, quantity, name), other), found.get((*base, quantity, name)))
+            )
+        lines.append(f"| {artifact} | {runtime} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(m: Measurement | None, base: Measurement | None) -> str:
+    if m is None:
+        return ""
+    if not m.values:
+        return "not measured"
+    if m.quantity == "negative_log_likelihood":
+        return figures(stats.perplexity(m), 4)
+    if m.quantity in ("correct", "same_answer"):
+        return percent(stats.share(m.values).value, 2)
+    text = amount(stats.median(tuple(stats.by_repeat(m).values())), m.unit)
+    if m.quantity not in SPEEDS or base is None or base is m or not base.values:
+        return text
+    gain = stats.ratio(base, m)
+    return f"{text} ({times(gain.value)} [{gain.low:.2f}, {gain.high:.2f}])"
+
+
+def _self_checks(file: Path) -> str:
+    runs = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    quiet, planted = ([run for run in runs if bool(run["planted"]) is which] for which in (False, True))
+    share = percent(planted[0]["planted"], 0) if planted else ""
+    middle = sorted(run["seconds"] for run in runs)[len(runs) // 2]
+    return (
+        f"\n**Self-check** ([runs]({file.relative_to(ROOT).as_posix()}), {runs[0]['cpu']}): of {len(quiet)} benches of the classifier "
+        f"against itself {sum(run['differs'] for run in quiet)} reported a difference; of {len(planted)} with a planted slow-down of "
+        f"{share} {sum(run['differs'] for run in planted)} found it. Each took {min(run['seconds'] for run in runs):.0f} to "
+        f"{max(run['seconds'] for run in runs):.0f} s, {middle:.0f} s in the middle.\n"
+    )
+
+
+BASES = {
+    "vs-peers-encoder": ("export-0-source", "onnxruntime"),
+    "vs-peers-decoder": ("export-0-source", "onnxruntime-genai"),
+}
+SPEEDS = ("set_time", "latency", "time_to_first_token", "time_per_output_token")
+COLUMNS = ("correct", "same_answer", "negative_log_likelihood", *SPEEDS, "peak_memory")
 
 if __name__ == "__main__":
     main()

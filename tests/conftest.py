@@ -6,6 +6,7 @@ token over and over, which is all that a tied random model says otherwise.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ SENTENCES = (
 
 ALPHABET = "".join(map(chr, range(32, 127)))
 """Every printable ASCII character is in the vocabulary, so that any English text can be encoded."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests measure of this machine is not kept among the user's files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ export: {{}}
 verify: {{}}
 bench:
   repeats: 1
+  most_repeats: 1
+  ceilings: false
   workloads: [{{kind: generate, batch: 1, prompt: 8, new_tokens: 4}}]
 """
 

@@ -54,7 +54,10 @@ def measure(
     dtype: Annotated[
         list[str] | None, typer.Option(help="float32, bfloat16 or float16, for torch and OpenVINO.")
     ] = None,
-    repeats: Annotated[int | None, typer.Option(help="Child processes for each cell, at least.")] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(help="Child processes for each cell; with --budget, at least. None: five, and more as needed."),
+    ] = None,
     precision: Annotated[
         float | None, typer.Option(help="Repeats are added until half of every interval is this share of its ratio.")
     ] = None,
@@ -100,7 +103,8 @@ def measure(
             name: value
             for name, value in (
                 ("device", device), ("threads", threads), ("dtype", dtype), ("runtimes", runtime), ("repeats", repeats),
-                ("precision", precision), ("budget_seconds", budget), ("profile", profile or None),
+                ("most_repeats", None if budget is not None else repeats), ("precision", precision), ("budget_seconds", budget),
+                ("profile", profile or None),
             )
             if value not in (None, [])
         },

@@ -102,6 +102,26 @@ def ratio(numerator: Measurement, denominator: Measurement) -> Interval:
     return Interval(value, min(low, value), max(high, value), len(logs))
 
 
+def unpaired_ratio(numerator: Measurement, denominator: Measurement) -> Interval:
+    """Ratio of the medians of repeats that do not pair up, with Welch's interval (1947) on their logarithms; n is the fewer of both
+    repeats, and 0 where a value is not positive.
+    """
+    sides = [np.asarray(list(by_repeat(m).values())) for m in (numerator, denominator)]
+    if any(len(values) == 0 or values.min() <= 0 for values in sides):
+        return Interval(math.nan, math.nan, math.nan, 0)
+    n = min(len(values) for values in sides)
+    value = float(np.median(sides[0]) / np.median(sides[1]))
+    if n == 1:
+        return Interval(value, math.nan, math.nan, 1)
+    logs = [np.log(values) for values in sides]
+    parts = [float(one.var(ddof=1)) / len(one) for one in logs]
+    squares = sum(part**2 / (len(one) - 1) for part, one in zip(parts, logs, strict=True))
+    # Rounded down to a whole number of degrees: the interval is never narrower than Welch's.
+    freedom = math.floor(sum(parts) ** 2 / squares) if squares else n - 1
+    centre, half = float(logs[0].mean() - logs[1].mean()), student_t(max(1, freedom)) * math.sqrt(sum(parts))
+    return Interval(value, min(math.exp(centre - half), value), max(math.exp(centre + half), value), n)
+
+
 def paired_interval(differences: Sequence[float] | Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Interval of the middle of paired differences: Student's t for a few, from MANY on the distribution-free one of Wilcoxon's
     signed ranks (Hodges and Lehmann 1963; Tukey's Walsh averages), which one stalled repeat cannot blow up. `confidence` is heeded

@@ -251,7 +251,7 @@ def _row(measured: Sequence[Measurement], before: Measurement | None, after: Mea
     if kind.judge is None:
         before = None
     verdict = _verdict(kind, before, after, alone=alone)
-    sides = (_side(kind, before), _side(kind, after))
+    sides = (side(kind, before), side(kind, after))
     notes = [m.note for m in (before, after) if m is not None and m.note]
     notes += [note for note in (_unsteady(before, after), _stuck(measured, after), _paired(before, after)) if note]
     return SummaryRow(
@@ -273,7 +273,8 @@ def _verdict(kind: Quantity, before: Measurement | None, after: Measurement, *, 
     return kind.judge(before, after)
 
 
-def _side(kind: Quantity, m: Measurement | None) -> Side:
+def side(kind: Quantity, m: Measurement | None) -> Side:
+    """One end of a comparison, in words and numbers."""
     if m is None:
         return Side("", math.nan, "", (), "", "")
     value, text = _show(m)

@@ -72,6 +72,22 @@ def judge_less_memory(before: Measurement, after: Measurement) -> Verdict:
     return Verdict(words, "better" if left.value < 1 else "worse", bounds, gain)
 
 
+def judge_unpaired(before: Measurement, after: Measurement, *, more_is_better: bool) -> Verdict:
+    """Two runs that were not measured in turn: Welch's interval, wider than that of paired repeats."""
+    found = stats.unpaired_ratio(after, before) if more_is_better else stats.unpaired_ratio(before, after)
+    if found.n == 0:
+        return Verdict("nothing to compare", "unknown")
+    words = ("higher", "lower") if more_is_better else ("less", "more")
+    if found.n < stats.FEWEST:
+        return Verdict(f"{times(found.value)}, {_too_few(found.n, 'repeat')}", "unknown", gain=found)
+    if not found.excludes(1):
+        return Verdict("no difference shown", "same", _ratios(found), found)
+    if found.value > 1:
+        return Verdict(f"{times(found.value)} {words[0]}", "better", _ratios(found), found)
+    worse = found.map(_inverse)
+    return Verdict(f"{times(worse.value)} {words[1]}", "worse", _ratios(worse), found)
+
+
 def judge_less_energy(before: Measurement, after: Measurement) -> Verdict:
     """Joules are counted by the machine and need repeats as memory does."""
     return judge_less_memory(before, after)

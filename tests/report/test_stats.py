@@ -216,3 +216,69 @@ def test_a_share_and_its_bounds_are_shares(values: list[float]) -> None:
 def test_the_share_of_zeros_mirrors_the_share_of_ones(values: list[float]) -> None:
     ones, zeros = stats.share(values), stats.share([1 - v for v in values])
     assert (ones.low, ones.high) == pytest.approx((1 - zeros.high, 1 - zeros.low))
+
+
+# Many repeats: Wilcoxon's interval
+
+
+@pytest.mark.parametrize(("n", "rank"), [(8, 3), (10, 8), (12, 13), (20, 52), (25, 89)])
+def test_the_signed_rank_is_that_of_the_published_tables(n: int, rank: int) -> None:
+    # Two-sided 5 % points of Wilcoxon's statistic, as every table of it has them.
+    assert stats._signed_rank(n, 0.95) == rank
+
+
+def test_an_interval_of_many_repeats_is_of_walsh_averages() -> None:
+    low, high = stats.paired_interval([1.0, 2, 3, 4, 5, 6, 7, 8])
+    assert (low, high) == (2.0, 7.0), "the fourth of 1, 1.5, 2, 2, 2.5 … from either end"
+
+
+def test_one_stall_among_many_repeats_hardly_widens_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.05, 0.01, 12)
+    quiet = stats.half_width(values.tolist())
+    values[3] = 1.1
+    assert stats.half_width(values.tolist()) < 2 * quiet
+    assert stats.half_width([0.1, 0.2]) == math.inf
+
+
+@pytest.mark.parametrize("n", [5, 8, 15, 30])
+def test_the_interval_misses_the_truth_at_most_about_one_time_in_twenty_even_of_heavy_tails(n: int) -> None:
+    rng = np.random.default_rng(n)
+    missed = sum(
+        not low <= 0 <= high for low, high in (stats.paired_interval(rng.standard_t(2, n)) for _ in range(2000))
+    )
+    assert missed / 2000 < 0.065
+
+
+# Runs that do not pair up
+
+
+def test_welchs_interval_worked_by_hand() -> None:
+    # Logarithms 0, 1, 2 and 0, 0, 0: their difference is 1, its standard error 1/√3, with two degrees of freedom.
+    found = stats.unpaired_ratio(measured([1, math.e, math.e**2]), measured([1, 1, 1]))
+    assert (found.value, found.n) == (pytest.approx(math.e), 3)
+    assert math.log(found.high) == pytest.approx(1 + 4.303 / math.sqrt(3))
+
+
+def test_unpaired_runs_of_one_truth_rarely_differ() -> None:
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(500):
+        a, b = (measured(np.exp(rng.normal(0, spread, n)).tolist()) for spread, n in ((0.05, 5), (0.01, 9)))
+        alarms += stats.unpaired_ratio(a, b).excludes(1)
+    assert alarms / 500 < 0.08
+
+
+# Answers that changed sides
+
+
+def test_mcnemar_worked_by_hand() -> None:
+    before, after = [1, 1, 1, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 1, 0, 1]
+    lost, gained, p = stats.mcnemar(before, after)
+    assert (lost, gained, p) == (5, 1, pytest.approx(2 * (1 + 6) / 64))
+    assert stats.mcnemar([1, 0], [1, 0]) == (0, 0, 1.0)
+    assert stats.mcnemar([1, 0], [0, 1])[2] == 1.0
+
+
+def test_mcnemar_does_not_overflow_on_a_ruined_model() -> None:
+    assert stats.mcnemar([1] * 5000, [0] * 5000)[2] == 0.0

@@ -1,0 +1,163 @@
+"""`squeeze bench` as installed: measure, gate, compare, follow and export, on a tiny classifier."""
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SQUEEZE = Path(sys.executable).with_name("squeeze")
+QUICK = (
+    "--threads", 1, "--set", "bench.seconds_per_cell=0.02", "--set", "bench.ceilings=false", "--set", "bench.energy=false",
+    "--set", "bench.memory=false", "--set", "bench.workloads=[{kind: grid, batch: [1], sequence: [8, 16]}]",
+)  # fmt: skip
+
+
+def squeeze(*words: object, where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SQUEEZE, *map(str, words)], cwd=where, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    assert squeeze("quantize", tiny_bert_folder, "--out", "run", where=folder).returncode == 0
+    assert squeeze("export", "run", where=folder).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def benched(place: Path) -> list[dict[str, Any]]:
+    """Two benches of one run folder; the second is the latest."""
+    found = []
+    for _ in range(2):
+        done = squeeze("bench", "run", *QUICK, "--repeats", 3, "--json", where=place)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+        time.sleep(1.1)  # reports of one second sort by their digests
+    return found
+
+
+def test_without_data_shapes_are_timed_and_the_report_is_in_the_results_folder(
+    place: Path, benched: list[dict[str, Any]]
+) -> None:
+    assert len(list((place / "results").glob("*-bench-*.json"))) == 2
+    assert not list((place / "results").glob(".bench-*")), "the journal went with the report"
+    timed = {
+        (m["artifact"], m["workload"]["label"] if "label" in m["workload"] else m["workload"]["sequence"])
+        for m in benched[0]["measurements"]
+        if m["quantity"] == "latency"
+    }
+    assert timed == {(name, n) for name in ("0-source", "export-0-source", "export-1-quantize") for n in (8, 16)}
+    assert {child["purpose"] for child in benched[0]["children"]} == {"latency"}
+
+
+def test_the_static_cost_comes_before_and_the_table_after_what_is_measured(place: Path) -> None:
+    done = squeeze("bench", "run/export-0-source", *QUICK, "--repeats", 1, "--results", "other", where=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("static cost") < done.stdout.index("latency, 1×8")
+
+
+def test_a_condition_that_holds_ends_with_3_and_one_that_does_not_with_0(
+    place: Path, benched: list[dict[str, Any]]
+) -> None:
+    files = sorted((place / "results").glob("*-bench-*.json"))
+    same = ("bench", "compare", files[0], files[0], "--before-artifact", "export-0-source")
+    passed = squeeze(*same, "--fail-if", "weight_bytes > 0.99x", where=place)
+    assert passed.returncode == 0, passed.stderr
+    failed = squeeze(*same, "--fail-if", "weight_bytes > 0.01x", where=place)
+    assert failed.returncode == 3
+    assert "weights on disk: 'weight_bytes > 0.01x' holds beyond chance" in failed.stderr
+    unknown = squeeze(*same, "--fail-if", "wait_bytes > 1x", where=place)
+    assert (unknown.returncode, "Did you mean" in unknown.stderr) == (2, True)
+
+
+def test_two_runs_are_compared_with_what_must_be_known(place: Path, benched: list[dict[str, Any]]) -> None:
+    done = squeeze("bench", "compare", "latest~1", where=place)
+    assert done.returncode == 0, done.stderr
+    assert "latency, 1×8" in done.stdout
+    assert "warning: measured at different times" in done.stderr
+    rows = json.loads(squeeze("bench", "compare", "latest~1", "latest", "--json", where=place).stdout)["rows"]
+    assert {row["label"] for row in rows} >= {"latency, 1×8", "latency, 1×16", "weights on disk"}
+
+
+def test_history_export_and_index_read_what_was_measured(place: Path, benched: list[dict[str, Any]]) -> None:
+    words = (
+        "bench",
+        "history",
+        "--quantity",
+        "latency",
+        "--artifact",
+        "export-0-source",
+        "--workload",
+        "1×8",
+        "--json",
+    )
+    rows = json.loads(squeeze(*words, where=place).stdout)
+    assert [row["title"] for row in rows] == ["bench", "bench"]
+    exported = squeeze("bench", "export", "latest", "--format", "csv", where=place)
+    lines = list(csv.DictReader(io.StringIO(exported.stdout)))
+    expected = sum(len(m["values"]) for m in benched[1]["measurements"])
+    assert sum(bool(line["value"]) for line in lines) == expected
+    wrong = squeeze("bench", "export", "--format", "pytest_benchmark", where=place)
+    assert (wrong.returncode, "Did you mean 'pytest-benchmark'" in wrong.stderr) == (2, True)
+    (place / "results" / "torn.json").write_text("{")
+    done = squeeze("bench", "index", where=place)
+    (place / "results" / "torn.json").unlink()
+    assert "2 reports" in done.stderr
+    assert "skipped results/torn.json" in done.stderr
+
+
+def test_an_interrupted_bench_goes_on_with_the_same_command(place: Path) -> None:
+    command = [
+        *map(str, (SQUEEZE, "bench", "run", *QUICK, "--repeats", 6, "--results", "stopped", "--json")),
+    ]  # fmt: skip
+    child = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while len(list((place / "stopped").glob(".bench-*/*.json"))) < 6 and time.monotonic() < until:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(timeout=60) == 130
+    assert not list((place / "stopped").glob("*.json"))
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert sum(child["resumed"] for child in report["children"]) >= 5
+    assert any(note.startswith("resumed: ") and "were not measured again" in note for note in report["notes"])
+    assert len(report["children"]) == 18
+
+
+def test_a_self_check_says_what_can_be_told_apart(place: Path) -> None:
+    done = squeeze("bench", "run", *QUICK, "--self-check", "--repeats", 8, "--results", "self", where=place)
+    assert done.returncode == 0, done.stderr
+    assert "such a bench finds differences from about" in done.stderr
+    assert "8 paired repeats" in done.stderr
+    wrong = squeeze("bench", "run", "--plant", 0.1, where=place)
+    assert (wrong.returncode, "Add --self-check" in wrong.stderr) == (2, True)
+    several = squeeze("bench", "run/export-0-source", "run/export-1-quantize", "--self-check", where=place)
+    assert (several.returncode, "and 2 were named" in several.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("nowhere",), "nowhere is neither an artifact, a run folder nor a model file"),
+        (("run", "--runtime", "onnx-runtime"), "Did you mean 'onnxruntime'"),
+        (("run", "--threads", "999"), "above the"),
+        (("run", "--data", "absent.txt"), "absent.txt"),
+        (("run", "--set", "bench.workloads=[{kind: open}]"), "needs held-out texts"),
+        (("run", "--fail-if", "faster please"), "is not understood"),
+    ],
+)
+def test_bad_input_is_an_error_without_a_traceback(words: tuple[str, ...], told: str, place: Path) -> None:
+    done = squeeze("bench", *words, where=place)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
