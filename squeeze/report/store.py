@@ -17,6 +17,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from squeeze.errors import ReportError
 from squeeze.provenance import Environment, digest_json
 from squeeze.report import stats
@@ -108,7 +110,7 @@ def read_all(folder: Path) -> tuple[list[Stored], list[tuple[Path, str]]]:
 
 def machine_id(environment: Environment) -> str:
     """Eight hex digits that are the same for the same kind of machine, whatever its name."""
-    kind = {
+    kind: dict[str, JsonValue] = {
         "cpu": environment.cpu, "flags": list(environment.cpu_flags), "cores": environment.cores,
         "gib": round(environment.memory_bytes / 2**30), "cuda": environment.cuda,
     }  # fmt: skip

@@ -119,7 +119,11 @@ def test_an_interrupted_bench_goes_on_with_the_same_command(place: Path) -> None
     command = [
         *map(str, (SQUEEZE, "bench", "run", *QUICK, "--repeats", 6, "--results", "stopped", "--json")),
     ]  # fmt: skip
-    child = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell starts background jobs with SIGINT ignored, and a child of this test would inherit that.
+    child = subprocess.Popen(
+        command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     until = time.monotonic() + 120
     while len(list((place / "stopped").glob(".bench-*/*.json"))) < 6 and time.monotonic() < until:
         time.sleep(0.05)
