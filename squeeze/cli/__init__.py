@@ -261,15 +261,20 @@ def main() -> None:
 
 def _guarded(command: Callable[..., Any]) -> int:
     try:
-        command(standalone_mode=False)
+        # typer turns Ctrl-C and Exit into a number that is returned, not raised; commands themselves return nothing.
+        code = command(standalone_mode=False)
     except SqueezeError as error:
         console.error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        console.error("interrupted. The same command continues with what is finished.")
-        return 130
+        code = INTERRUPTED
     except typer.Exit as stop:
         return stop.exit_code
     except typer.Abort:
-        return 130
-    return 0
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        console.error("interrupted. The same command continues with what is finished.")
+    return code if isinstance(code, int) else 0
+
+
+INTERRUPTED = 130
