@@ -87,7 +87,7 @@ def test_an_override_without_a_value_shows_how_to_write_it(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("addition", "sentence"),
     [
-        ("bench: {repeats: 0}", "bench.repeats = 0 is less than 1. Child processes for each cell and pass."),
+        ("bench: {repeats: 0}", "bench.repeats = 0 is less than 1. Child processes for each cell and pass, at least."),
         ("seed: -1", "seed = -1 is not in [0, 4294967296). Seed of everything that is drawn at random."),
         ("seed: true", "seed = true is true or false, not a number."),
         ("seed: '5'", "seed = '5' is text, not a number."),
