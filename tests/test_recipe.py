@@ -99,11 +99,11 @@ def test_an_override_without_a_value_shows_how_to_write_it(tmp_path: Path) -> No
         ("? [a]\n: 1", "has a list or a mapping for a key. Keys are single words."),
         (
             "bench: {workloads: [{kind: fixd, batch: 1}]}",
-            "bench.workloads[0].kind = 'fixd' is unknown. Did you mean 'fixed'? Known: dataset, fixed, generate.",
+            "bench.workloads[0].kind = 'fixd' is unknown. Did you mean 'fixed'? Known: closed, dataset, fixed, generate, grid, open.",
         ),
         (
             "bench: {workloads: [{batch: 3}]}",
-            "bench.workloads[0].kind is missing. Known: dataset, fixed, generate.",
+            "bench.workloads[0].kind is missing. Known: closed, dataset, fixed, generate, grid, open.",
         ),
         (
             "bench: {workloads: [{kind: generate, batch: 1.5}]}",
