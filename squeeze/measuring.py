@@ -10,6 +10,7 @@ from squeeze.artifact import Artifact, is_artifact, read_artifact
 from squeeze.errors import ArtifactError, SqueezeError
 from squeeze.pipeline import Progress, Step, make_report
 from squeeze.report.schema import Cost, Report
+from squeeze.report.store import add
 
 if TYPE_CHECKING:
     from squeeze.benchmark import BenchSettings
@@ -96,8 +97,6 @@ def _report(
     }  # fmt: skip
     report = make_report(title, recipe, step, started, time.monotonic() - clock)
     if place is not None:
-        from squeeze.report.store import add
-
         add(report, place)
     discard(measured.journal)
     return report

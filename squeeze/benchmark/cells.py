@@ -51,7 +51,7 @@ class Cell:
     threads: int
     dtype: str | None
     scores: bool
-    """Whether quality is read here: an export that onnxruntime-genai times is scored in ONNX Runtime."""
+    """Whether quality can be read here: an export that onnxruntime-genai times is scored in ONNX Runtime."""
     times: bool
     blocked: str = ""
     """Why nothing can be measured here; "" where something can."""
@@ -112,6 +112,11 @@ class Prepared:
         return self.described.kind in ("closed", "open")
 
     @property
+    def is_sought(self) -> bool:
+        """Whether it is the highest rate that is asked for."""
+        return self.described.kind == "open" and self.described.rate is None
+
+    @property
     def row(self) -> dict[str, Any]:
         """As a child reads it."""
         return {"file": str(self.file), **self.settings.model_dump(mode="json"), "label": self.described.label}
@@ -130,13 +135,13 @@ def make_cells(artifacts: Sequence[Artifact], task: str, settings: BenchSettings
         scored: set[tuple[str, str, str | None]] = set()
         grid = product(_runtimes(artifact, settings, generates), settings.device, _dtypes(settings), _threads(settings))
         for (runtime, scores, times), device, dtype, threads in grid:
-            if dtype is not None and runtime not in ("torch", "torch.compile", "openvino"):
+            if not RUNTIMES[runtime].takes_dtype:
                 dtype = None
             if any(cell.artifact is artifact and _like(cell) == (runtime, device, dtype, threads) for cell in cells):
                 continue
             why = reason or _reason_place(runtime, device, threads)
             first = first or why
-            scores = scores and settings.quality and (runtime, device, dtype) not in scored
+            scores = scores and settings.reads_logits and (runtime, device, dtype) not in scored
             scored.add((runtime, device, dtype))
             cells.append(Cell(artifact, runtime, device, threads, dtype, scores, times, str(why) if why else ""))
     if not cells:
@@ -157,7 +162,7 @@ def _runtimes(artifact: Artifact, settings: BenchSettings, generates: bool) -> l
     else:
         chosen = list(default_runtimes(artifact.folder))[:1] if generates else [default_runtimes(artifact.folder)[-1]]
     rows = [(runtime, runtime != GENAI, True) for runtime in chosen]
-    if GENAI in chosen and "onnxruntime" not in chosen and settings.quality:
+    if GENAI in chosen and "onnxruntime" not in chosen and settings.reads_logits:
         rows.append(("onnxruntime", True, False))
     return rows
 

@@ -25,7 +25,7 @@ MOST_NEW_TOKENS = 256
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One metric of one task: a value for each example in order, more being better."""
+    """One metric of one task: a value for each example in order."""
 
     task: str
     metric: str

@@ -23,7 +23,7 @@ from squeeze.benchmark.compressed import compressed_bytes
 from squeeze.benchmark.cost import cost
 from squeeze.benchmark.energy import EnergyMeter
 from squeeze.benchmark.journal import Journal, open_journal
-from squeeze.benchmark.rows import cell_rows, made
+from squeeze.benchmark.rows import cell_rows, made, quality_rows
 from squeeze.benchmark.workload import BenchSettings
 from squeeze.evaluate import Outputs
 from squeeze.provenance import Digest, digest_json, environment
@@ -98,6 +98,7 @@ class _Bench:
         self.prepared = prepare(settings, data, tokenizer, task, cells[0].artifact, seed, self.folder)
         self.children: list[ChildRun] = []
         self.notes: list[str] = []
+        self.is_scored = data is not None and settings.quality
         self.expected = self._expected()
 
     def run(self) -> Measured:
@@ -116,7 +117,8 @@ class _Bench:
         rows: list[Measurement] = []
         for number, cell in enumerate(self.cells):
             against = None if number == reference else outputs.get(reference)
-            rows += cell_rows(cell, self.prepared, outputs.get(number), against, labels)
+            quality = quality_rows(cell, outputs.get(number), against, labels) if self.is_scored else []
+            rows += [*quality, *cell_rows(cell, self.prepared)]
             if cell.times and cell.artifact.digest in compressed:
                 rows.append(made(cell, "compressed_bytes", "bytes", [compressed.pop(cell.artifact.digest)]))
         if self.journal.reused:
@@ -135,7 +137,9 @@ class _Bench:
         timed = sum(cell.times for cell in live)
         loads = sum(work.is_load for work in self.prepared)
         repeats = self.settings.repeats + min(MEMORY_REPEATS, self.settings.repeats)
-        return sum(cell.scores for cell in live) + timed * (repeats + loads * self.settings.load_repeats)
+        return sum(cell.scores for cell in live if self.is_scored) + timed * (
+            repeats + loads * self.settings.load_repeats
+        )
 
     def _child(self, cell: Cell, name: str, repeat: int, **more: Any) -> dict[str, Any] | None:
         """Run one child, or take over what it said before an interruption."""
@@ -177,9 +181,7 @@ class _Bench:
     # Passes.
 
     def _quality(self) -> dict[int, Outputs]:
-        if self.data is None or not self.settings.quality:
-            for cell in self.cells:
-                cell.scores = False
+        if self.data is None or not self.is_scored:
             return {}
         scored = save(self.folder / "evaluate.npz", score_batches(self.data, self.tokenizer, self.task))
         outputs, reference = {}, self._reference()
@@ -246,7 +248,7 @@ class _Bench:
         added = 0.0
         for repeat in range(max(self.settings.repeats, self.settings.most_repeats) if works else 0):
             is_added = repeat >= self.settings.repeats
-            wide = set(self._wide(works))
+            wide = set(self._wide(works)) if is_added else set()
             if is_added and (not wide or added >= self.settings.budget_seconds):
                 break
             live = self._live("latency")
@@ -291,9 +293,7 @@ class _Bench:
             for repeat in range(self.settings.load_repeats):
                 live = [cell for cell in self._live("load") if cell.can_run(work)]
                 for index in self._order(len(live), 5, repeat):
-                    found = self._child(live[index], "load", repeat, workloads=[work.row])
-                    if found is not None:
-                        found["label"] = work.described.label
+                    self._child(live[index], "load", repeat, workloads=[work.row])
 
     def _profiles(self) -> tuple[Profile, ...]:
         found = []

@@ -62,8 +62,9 @@ def _with_session(job: dict[str, Any]) -> dict[str, Any]:
 
 def _latency(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     """A first answer in the cold, always of the same workload; then every workload in the order given, warm-up apart."""
+    first = _load(job["cold"]["file"])
     started = time.perf_counter()
-    _once(session, job["cold"])
+    _once(session, job["cold"], first)
     cold = time.perf_counter() - started
     rows = [{"label": work["label"], **_timed(session, work, job["seconds"])} for work in job["workloads"]]
     return {"workloads": rows, "cold_latency": cold}
@@ -128,20 +129,20 @@ def _load_test(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     requests = [model_inputs(batch) for batch in _load(work["file"])][:REQUESTS]
     for request in requests[: 2 * WARM_UP]:
         check_finite(session.forward(request), 0)
-    seed, callers, seconds = job["seed"], work["callers"], work["seconds"]
     with _no_collector():
-        if work["kind"] == "closed":
-            return _described(closed_loop(session.forward, requests, callers, seconds, seed))
-        limit = work["limit_ms"] / 1e3
-        if work["rate"] is not None:
-            return _described(open_loop(session.forward, requests, callers, work["rate"], seconds, seed))
-        best, trials = highest_rate(session.forward, requests, callers, seconds, limit, seed)
+        return {"label": work["label"], **_under_load(session, work, requests, job["seed"])}
+
+
+def _under_load(session: Session, work: dict[str, Any], requests: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    callers, seconds = work["callers"], work["seconds"]
+    if work["kind"] == "closed":
+        return _described(closed_loop(session.forward, requests, callers, seconds, seed))
+    if work["rate"] is not None:
+        return _described(open_loop(session.forward, requests, callers, work["rate"], seconds, seed))
+    best, trials = highest_rate(session.forward, requests, callers, seconds, work["limit_ms"] / 1e3, seed)
     tried = [{"rate": t.rate, "p99": None if t.hopeless else t.p99} for t in trials]
-    return {
-        "trials": tried,
-        **(_described(best) if best else {"values": []}),
-        "highest_rate": best.rate if best else 0.0,
-    }
+    found = {"trials": tried, "highest_rate": best.rate if best else 0.0}
+    return found | (_described(best) if best else {"values": []})
 
 
 def _described(trial: Trial) -> dict[str, Any]:
@@ -150,7 +151,8 @@ def _described(trial: Trial) -> dict[str, Any]:
 
 def _memory(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     """The heaviest workload once; the peak is read afterwards."""
-    _once(session, job["workloads"][0])
+    (work,) = job["workloads"]
+    _once(session, work, _load(work["file"]))
     gc.collect()
     found: dict[str, Any] = {"steady_memory": resident_bytes()}
     if session.device == "cuda" and session.runtime.startswith("torch"):
@@ -163,22 +165,23 @@ def _memory(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _once(session: Session, work: dict[str, Any]) -> None:
-    batches = _load(work["file"])
+def _once(session: Session, work: dict[str, Any], batches: list[dict[str, Any]]) -> None:
+    """One call of a workload: of real traffic its first batch, which is the longest where texts are sorted."""
     if work["kind"] == "generate":
         session.generate(batches[0]["input_ids"], work["new_tokens"])
     else:
-        session.forward(model_inputs(batches[0 if work["kind"] != "fixed" else -1]))
+        session.forward(model_inputs(batches[0]))
 
 
 def _energy(session: Session, job: dict[str, Any]) -> dict[str, Any]:
     """Each workload again and again for some seconds; joules of one call."""
     found = {}
     for work in job["workloads"]:
-        _once(session, work)
+        batches = _load(work["file"])
+        _once(session, work, batches)
         meter, calls, started = EnergyMeter(job["device"]), 0, time.perf_counter()
         while time.perf_counter() - started < ENERGY_SECONDS:
-            _once(session, work)
+            _once(session, work, batches)
             calls += 1
         found[work["label"]] = meter.joules() / calls
     return {"joules": found}

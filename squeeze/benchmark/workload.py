@@ -161,6 +161,11 @@ class BenchSettings(_Settings):
     lm_eval_limit: int | None = Field(default=None, ge=1, description="examples of each such task; none: all")
     workloads: tuple[WorkloadSettings, ...] | None = Field(default=None, description="none: the task's defaults")
 
+    @property
+    def reads_logits(self) -> bool:
+        """Whether anything asks for more than times: some runtime must then give the logits of whole texts."""
+        return self.quality or bool(self.lm_eval)
+
     def single_workloads(self, task: str) -> tuple[AnyWorkload, ...]:
         """The workloads asked for, or the task's defaults; grids expanded, each once."""
         found: dict[AnyWorkload, None] = {}

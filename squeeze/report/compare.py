@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from squeeze.errors import ReportError, nearest
 from squeeze.report import verdict
-from squeeze.report.derived import with_memory_above_baseline, with_percentiles
+from squeeze.report.derived import with_derived
 from squeeze.report.schema import Measurement, Report
 from squeeze.report.store import machine_id
-from squeeze.report.summary import QUANTITIES, Quantity, Side, SummaryRow, ends, label, side
+from squeeze.report.summary import QUANTITIES, Quantity, SummaryRow, ends, label, place, runtimes, side
 from squeeze.report.verdict import Verdict
 
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "onnxruntime-gpu", "torch", "transformers", "openvino")
@@ -61,8 +61,7 @@ def _chosen(report: Report, name: str | None) -> str:
 
 
 def _of(report: Report, name: str) -> list[Measurement]:
-    own = [m for m in report.measurements if m.artifact == name]
-    return with_percentiles(with_memory_above_baseline(own))
+    return with_derived([m for m in report.measurements if m.artifact == name])
 
 
 def _partner(measured: Sequence[Measurement], new: Measurement) -> Measurement | None:
@@ -91,15 +90,13 @@ def _judged(
         return Verdict("other machine", "unknown")
     if old.threads != new.threads:
         return Verdict("other number of threads", "unknown")
-    return verdict.judge_unpaired(old, new, more_is_better=kind.judge is verdict.judge_more_rate)
+    return verdict.judge_unpaired(old, new, more_is_better=kind.higher_is_better)
 
 
 def _row(kind: Quantity, old: Measurement, new: Measurement, said: Verdict) -> SummaryRow:
-    sides: list[Side] = [side(kind, old), side(kind, new)]
-    runtime = new.runtime if old.runtime == new.runtime else f"{old.runtime} → {new.runtime}"
     return SummaryRow(
-        quantity=new.quantity, label=label(new), unit=new.unit, before=sides[0], after=sides[1], words=said.words,
-        bounds=said.bounds, sense=said.sense, gain=said.gain, runtime=runtime, where=f"{new.device}, {new.threads} threads",
+        quantity=new.quantity, label=label(new), unit=new.unit, before=side(kind, old), after=side(kind, new), words=said.words,
+        bounds=said.bounds, sense=said.sense, gain=said.gain, runtime=runtimes(old, new), where=place(new),
         evidence="", note="; ".join(m.note for m in (old, new) if m.note),
     )  # fmt: skip
 

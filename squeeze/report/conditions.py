@@ -22,8 +22,6 @@ UNITS = {
 }  # fmt: skip
 GRAMMAR = "QUANTITY[, WORKLOAD] > or < NUMBER UNIT, such as 'latency, 1×128 > 1.05x', 'accuracy < -0.5 points', 'peak_memory > 400 MB'"
 WORDED = re.compile(r"(?P<name>[^<>]+?)\s*(?P<sign>[<>])\s*(?P<number>[+-]?\d+(?:\.\d+)?)\s*(?P<unit>\S*)\s*")
-HIGHER = ("decode_rate", "throughput", "highest_rate", "correct", "same_answer", "cosine_to_source")
-"""Quantities whose gain is the ratio of result over source; of the others it is the inverse."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,11 @@ def _violation(condition: Condition, row: SummaryRow) -> str:
 
 
 def _ratio(row: SummaryRow) -> Interval | None:
-    """Result over source, with its interval."""
+    """Result over source, with its interval: the gain where more is better, else its inverse."""
     if row.gain is None:
         return None
-    return row.gain if row.quantity in HIGHER else row.gain.map(lambda gain: 1 / gain if gain else float("inf"))
+    return (
+        row.gain
+        if QUANTITIES[row.quantity].higher_is_better
+        else row.gain.map(lambda gain: 1 / gain if gain else float("inf"))
+    )

@@ -10,6 +10,11 @@ from squeeze.report.schema import Measurement
 PERCENTILES = (50, 90, 95, 99)
 
 
+def with_derived(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements and all that follows from them."""
+    return with_percentiles(with_memory_above_baseline(measurements))
+
+
 def with_memory_above_baseline(measurements: Sequence[Measurement]) -> list[Measurement]:
     """The measurements, each peak of memory followed by its rise above what its own child held before the model was
     opened: the libraries are not the model.

@@ -15,14 +15,13 @@ import numpy as np
 from squeeze.report import stats
 from squeeze.report.headline import headline
 from squeeze.report.schema import Measurement, Report
-from squeeze.report.summary import cells, label, pivot, summarize
+from squeeze.report.summary import QUANTITIES, cells, label, pivot, summarize
 from squeeze.report.text import visible
 
 COLUMNS = (
     "started", "title", "cpu", "quantity", "unit", "workload", "artifact", "runtime", "device", "threads", "dtype", "repeat",
     "index", "value", "weight", "error",
 )  # fmt: skip
-BIGGER = ("decode_rate", "throughput", "highest_rate", "correct", "same_answer", "cosine_to_source")
 SECONDS = (
     "latency",
     "set_time",
@@ -98,7 +97,8 @@ def to_pytest_benchmark(report: Report) -> str:
 
 def to_github_action(report: Report, *, bigger: bool) -> str:
     """The JSON of github-action-benchmark's custom tools, which keep what should grow apart from what should shrink."""
-    wanted = BIGGER if bigger else TRACKED
+    growing = [name for name, kind in QUANTITIES.items() if kind.higher_is_better]
+    wanted = growing if bigger else TRACKED
     rows = []
     for m in report.measurements:
         if m.quantity in wanted and m.values:

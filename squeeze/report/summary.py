@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from squeeze.provenance import Digest
 from squeeze.report import stats
-from squeeze.report.derived import PERCENTILES, with_memory_above_baseline, with_percentiles
+from squeeze.report.derived import PERCENTILES, with_derived
 from squeeze.report.schema import Manifest, Measurement, Report
 from squeeze.report.stats import Interval
 from squeeze.report.text import MINUS, THIN, amount, count, figures, percent
@@ -23,7 +23,6 @@ from squeeze.report.verdict import (
     Verdict,
     judge_accuracy,
     judge_fewer_bytes,
-    judge_less_energy,
     judge_less_memory,
     judge_less_time,
     judge_more_rate,
@@ -118,6 +117,7 @@ class Quantity:
     examples: str = ""
     """What a value stands for where it is not a repeat: "block"."""
     dotted: bool = False
+    higher_is_better: bool = False
 
 
 def ends(report: Report) -> tuple[str, str]:
@@ -206,7 +206,7 @@ def _measured(report: Report) -> list[Measurement]:
     """All measurements, each under a name that is its artifact's alone."""
     names = _names(report)
     named = [m.model_copy(update={"artifact": names.get(m.artifact_digest, m.artifact)}) for m in report.measurements]
-    return with_percentiles(with_memory_above_baseline(named))
+    return with_derived(named)
 
 
 def _result(report: Report) -> Manifest:
@@ -257,7 +257,7 @@ def _row(measured: Sequence[Measurement], before: Measurement | None, after: Mea
     return SummaryRow(
         quantity=after.quantity, label=label(after), unit=after.unit, before=sides[0], after=sides[1],
         words=verdict.words, bounds=verdict.bounds, sense=verdict.sense, gain=verdict.gain,
-        runtime=_runtimes(before, after), where=_where(after), evidence=_evidence(kind, after),
+        runtime=runtimes(before, after), where=place(after), evidence=_evidence(kind, after),
         note="; ".join(dict.fromkeys(notes)),
     )  # fmt: skip
 
@@ -294,11 +294,13 @@ def _dots(kind: Quantity, m: Measurement) -> tuple[float, ...]:
     return tuple(stats.by_repeat(m).values())
 
 
-def _runtimes(before: Measurement | None, after: Measurement) -> str:
+def runtimes(before: Measurement | None, after: Measurement) -> str:
+    """The runtime's name, or both."""
     return after.runtime if before is None or before.runtime == after.runtime else f"{before.runtime} → {after.runtime}"
 
 
-def _where(m: Measurement) -> str:
+def place(m: Measurement) -> str:
+    """Device and threads."""
     return f"{m.device}, {'threads not pinned' if m.threads is None else count(m.threads, 'thread')}"
 
 
@@ -403,21 +405,21 @@ QUANTITIES: dict[str, Quantity] = {
     "negative_log_likelihood": Quantity(
         "perplexity", _show_perplexity, judge_perplexity, examples="block", dotted=True
     ),
-    "correct": Quantity("accuracy", _show_share, judge_accuracy, examples="example"),
-    "same_answer": Quantity("same answers as the source", _show_share, None, examples="example"),
-    "cosine_to_source": Quantity("cosine to the source", _show_mean, None, examples="example"),
+    "correct": Quantity("accuracy", _show_share, judge_accuracy, examples="example", higher_is_better=True),
+    "same_answer": Quantity("same answers as the source", _show_share, None, examples="example", higher_is_better=True),
+    "cosine_to_source": Quantity("cosine to the source", _show_mean, None, examples="example", higher_is_better=True),
     "kl_to_source": Quantity("KL divergence from the source", _show_nats, None, examples="place"),
     "logit_error": Quantity("relative error of the logits", _show_mean, None, examples="evaluation"),
     "set_time": Quantity("whole set", _show_median, judge_less_time, dotted=True),
     "latency": Quantity("latency", _show_median, judge_less_time, dotted=True),
     "time_to_first_token": Quantity("time to first token", _show_median, judge_less_time, dotted=True),
-    "decode_rate": Quantity("decoding speed", _show_median, judge_more_rate, dotted=True),
+    "decode_rate": Quantity("decoding speed", _show_median, judge_more_rate, dotted=True, higher_is_better=True),
     "time_per_output_token": Quantity("time per output token", _show_median, judge_less_time, dotted=True),
-    "throughput": Quantity("throughput", _show_median, judge_more_rate, dotted=True),
-    "highest_rate": Quantity("highest rate", _show_median, judge_more_rate, dotted=True),
+    "throughput": Quantity("throughput", _show_median, judge_more_rate, dotted=True, higher_is_better=True),
+    "highest_rate": Quantity("highest rate", _show_median, judge_more_rate, dotted=True, higher_is_better=True),
     **{f"request_p{p}": Quantity(f"request p{p}", _show_median, judge_less_time, dotted=True) for p in PERCENTILES},
     "request_latency": Quantity("request latency", _show_median, judge_less_time, dotted=True),
-    "energy": Quantity("energy of a call", _show_median, judge_less_energy, dotted=True),
+    "energy": Quantity("energy of a call", _show_median, judge_less_memory, dotted=True),
     "cold_latency": Quantity("first answer after loading", _show_median, judge_less_time, dotted=True),
     "load_time": Quantity("load time", _show_median, judge_less_time, dotted=True),
     "peak_memory": Quantity("peak memory", _show_median, judge_less_memory, dotted=True),

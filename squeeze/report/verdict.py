@@ -45,21 +45,23 @@ def judge_more_rate(before: Measurement, after: Measurement) -> Verdict:
     return _speed(stats.ratio(after, before))
 
 
-def _speed(gain: Interval) -> Verdict:
+def _speed(
+    gain: Interval, better: str = "faster", worse: str = "slower", nothing: str = "no repeats in common"
+) -> Verdict:
     if gain.n == 0:
-        return Verdict("no repeats in common", "unknown")
+        return Verdict(nothing, "unknown")
     if gain.n < stats.FEWEST:
         return Verdict(f"{times(gain.value)}, {_too_few(gain.n, 'repeat')}", "unknown", gain=gain)
     if not gain.excludes(1):
         return Verdict("no difference shown", "same", _ratios(gain), gain)
     if gain.value > 1:
-        return Verdict(f"{times(gain.value)} faster", "better", _ratios(gain), gain)
-    slower = gain.map(_inverse)
-    return Verdict(f"{times(slower.value)} slower", "worse", _ratios(slower), gain)
+        return Verdict(f"{times(gain.value)} {better}", "better", _ratios(gain), gain)
+    loss = gain.map(_inverse)
+    return Verdict(f"{times(loss.value)} {worse}", "worse", _ratios(loss), gain)
 
 
 def judge_less_memory(before: Measurement, after: Measurement) -> Verdict:
-    """Peaks are measured, so they need repeats as times do; what is left of them is the familiar way to say it."""
+    """Peaks, and joules, are measured, so they need repeats as times do; what is left of them is the familiar way to say it."""
     left = stats.ratio(after, before)
     if left.n == 0:
         return Verdict("no repeats in common, or nothing above zero", "unknown")
@@ -74,23 +76,9 @@ def judge_less_memory(before: Measurement, after: Measurement) -> Verdict:
 
 def judge_unpaired(before: Measurement, after: Measurement, *, more_is_better: bool) -> Verdict:
     """Two runs that were not measured in turn: Welch's interval, wider than that of paired repeats."""
-    found = stats.unpaired_ratio(after, before) if more_is_better else stats.unpaired_ratio(before, after)
-    if found.n == 0:
-        return Verdict("nothing to compare", "unknown")
-    words = ("higher", "lower") if more_is_better else ("less", "more")
-    if found.n < stats.FEWEST:
-        return Verdict(f"{times(found.value)}, {_too_few(found.n, 'repeat')}", "unknown", gain=found)
-    if not found.excludes(1):
-        return Verdict("no difference shown", "same", _ratios(found), found)
-    if found.value > 1:
-        return Verdict(f"{times(found.value)} {words[0]}", "better", _ratios(found), found)
-    worse = found.map(_inverse)
-    return Verdict(f"{times(worse.value)} {words[1]}", "worse", _ratios(worse), found)
-
-
-def judge_less_energy(before: Measurement, after: Measurement) -> Verdict:
-    """Joules are counted by the machine and need repeats as memory does."""
-    return judge_less_memory(before, after)
+    gain = stats.unpaired_ratio(after, before) if more_is_better else stats.unpaired_ratio(before, after)
+    better, worse = ("higher", "lower") if more_is_better else ("less", "more")
+    return _speed(gain, better, worse, "nothing to compare")
 
 
 def judge_fewer_bytes(before: Measurement, after: Measurement) -> Verdict:

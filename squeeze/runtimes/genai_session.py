@@ -14,6 +14,7 @@ class GenaiSession:
     """onnxruntime-genai: decoders that its model builder knows, with a cache that is written in place."""
 
     runtime = "onnxruntime-genai"
+    takes_dtype = False
 
     def __init__(self, folder: Path, device: str, threads: int, dtype: str | None = None) -> None:
         refuse_dtype(self.runtime, dtype)

@@ -22,6 +22,7 @@ class LlamaSession:
     """llama.cpp on the CPU, or with every layer on the GPU where the package was built for CUDA."""
 
     runtime = "llama.cpp"
+    takes_dtype = False
 
     def __init__(self, folder: Path, device: str, threads: int, dtype: str | None = None) -> None:
         """`folder` is the .gguf file."""

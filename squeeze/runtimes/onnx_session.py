@@ -22,6 +22,7 @@ class OnnxSession:
     """ONNX Runtime: model.onnx of an export, with or without a key-value cache."""
 
     runtime = "onnxruntime"
+    takes_dtype = False
 
     def __init__(
         self, folder: Path, device: str, threads: int, dtype: str | None = None, *, profile: Path | None = None

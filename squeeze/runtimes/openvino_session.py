@@ -20,6 +20,7 @@ class OpenvinoSession:
     """OpenVINO on the CPU."""
 
     runtime = "openvino"
+    takes_dtype = True
 
     def __init__(self, folder: Path, device: str, threads: int, dtype: str | None = None) -> None:
         self.import_library()

@@ -34,6 +34,8 @@ class Session(Protocol):
     """One artifact opened in one runtime."""
 
     runtime: str
+    takes_dtype: bool
+    """Whether it can be told to compute in another type than its files hold."""
     device: str
     threads: int
 

@@ -16,6 +16,7 @@ class TorchSession:
     """PyTorch eager: the source, or a quantized artifact simulated with its activations rounded as its scheme says."""
 
     runtime = "torch"
+    takes_dtype = True
 
     def __init__(self, folder: Path, device: str, threads: int, dtype: str | None = None) -> None:
         import torch

@@ -16,12 +16,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from squeeze.artifact import Artifact
-from squeeze.benchmark.cells import make_cells, vocabulary
+from squeeze.benchmark.cells import Prepared, make_cells, vocabulary
 from squeeze.benchmark.child import run_child
 from squeeze.benchmark.journal import PREFIX, discard
+from squeeze.benchmark.rows import cell_rows
 from squeeze.benchmark.runner import Measured
 from squeeze.benchmark.runner import bench as whole_bench
-from squeeze.benchmark.workload import BenchSettings
+from squeeze.benchmark.workload import BenchSettings, DatasetWorkload, FixedWorkload
 from squeeze.data import Data, DataSettings, load_data
 from squeeze.errors import ArtifactError, BenchError, DeviceError
 from squeeze.exporter import ExportSettings
@@ -505,6 +506,33 @@ def test_a_profile_tells_operators_and_layers_and_no_more_time_than_the_call_too
         assert {"MatMul", "Attention"} & {row.operator for row in profile.rows}
         assert any("layer.0" in row.layer for row in profile.rows)
         assert 0 < sum(row.seconds for row in profile.rows) < 1.5 * profile.seconds
+
+
+def test_tasks_of_the_harness_need_no_data_and_a_missing_package_is_a_row_with_its_install_line(
+    export: Artifact,
+) -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("lm-evaluation-harness is installed")
+    measured = run_of(export, settings={"lm_eval": ["any"]})
+    rows = [row for row in measured.measurements if row.quantity == "lm-eval"]
+    assert len(rows) == 2
+    assert all(row.error is not None and "pip install 'squeeze[lm-eval]'" in row.error for row in rows)
+    assert not [row for row in measured.measurements if row.quantity == "quality"], "no quality was asked for"
+
+
+def test_energy_is_a_row_of_each_workload_that_it_was_read_for(export: Artifact, tmp_path: Path) -> None:
+    (cell,) = make_cells([export], TASK, given())
+    works = [
+        Prepared(settings, settings.described(7), tmp_path)
+        for settings in (FixedWorkload(batch=1, sequence=8), DatasetWorkload())
+    ]
+    cell.results.append((0, "energy", {"joules": {"1×8": 2.5}}))
+    rows = [row for row in cell_rows(cell, works) if row.quantity == "energy"]
+    assert [(row.workload and row.workload.label, row.values, row.repeat) for row in rows] == [("1×8", (2.5,), (0,))]
 
 
 def test_without_data_texts_cannot_be_measured_and_the_error_says_what_to_add(export: Artifact) -> None:
