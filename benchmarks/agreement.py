@@ -17,6 +17,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
+from benchmarks.store import machine
 from benchmarks.vs_peers import ROOT, artifacts
 from squeeze.benchmark.cells import make_cells, prepare
 from squeeze.benchmark.child import run_child
@@ -49,7 +50,7 @@ def main() -> None:
     """Measure both ways in turn."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="of each way (%(default)s)")
-    parser.add_argument("--machine", default="xeon-amx-2core", help="folder under benchmarks/results (%(default)s)")
+    parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
     given = parser.parse_args()
     export = artifacts("sentiment-int8") / "export-0-source"
     settings = BenchSettings.model_validate(

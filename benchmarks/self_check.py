@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
 import squeeze
+from benchmarks.store import machine
 from benchmarks.vs_peers import ROOT, artifacts
 from squeeze.console import message
 from squeeze.report.self_check import self_checks
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument(
         "--plant", type=float, default=0.05, help="share of its time that one side sleeps (%(default)s)"
     )
-    parser.add_argument("--machine", default="xeon-amx-2core", help="folder under benchmarks/results (%(default)s)")
+    parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
     given = parser.parse_args()
     run = artifacts("sentiment-int8")
     target = ROOT / "benchmarks" / "results" / given.machine / "self-check.jsonl"

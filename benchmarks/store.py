@@ -1,4 +1,4 @@
-"""Trained models kept under benchmarks/cache, each beside the record of what determined it.
+"""Where the benchmarks keep things: reports by machine, and trained models, each beside the record of what determined it.
 
 A folder is written whole under another name and then renamed, so that what stands there is never half a model; a record
 whose digest is not the wanted one means that code or settings have changed since, and the model is trained again.
@@ -6,14 +6,26 @@ whose digest is not the wanted one means that code or settings have changed sinc
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from squeeze.provenance import environment
+
 CACHE = Path(__file__).parent / "cache"
 """Outside git: what lies here can be made again."""
 RECORD = "training.json"
+
+
+def machine() -> str:
+    """This machine's folder under benchmarks/results: make, best unit for int8 and cores, such as `xeon-amx-2core`."""
+    here = environment()
+    make = re.search(r"xeon|epyc|ryzen|core|graviton|neoverse|apple", here.cpu.lower())
+    units = {"amx_int8": "amx", "avx512_vnni": "vnni", "avx_vnni": "vnni", "i8mm": "i8mm", "avx2": "avx2"}
+    unit = next((name for flag, name in units.items() if flag in here.cpu_flags), "plain")
+    return f"{make[0] if make else 'cpu'}-{unit}-{here.cores}core"
 
 
 def stored(folder: Path, digest: str) -> dict[str, Any] | None:

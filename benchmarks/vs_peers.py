@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 
 import squeeze
 from benchmarks import peers
-from benchmarks.store import CACHE
+from benchmarks.store import CACHE, machine
 from squeeze.console import message, print_report, progress
 from squeeze.data import DataSettings, batches, load_data
 from squeeze.model import ModelSettings, load_tokenizer, locate
@@ -53,7 +53,7 @@ def main() -> None:
     """Do the parts named on the command line, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="none: all")
-    parser.add_argument("--machine", default="xeon-amx-2core", help="folder under benchmarks/results (%(default)s)")
+    parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
     given = parser.parse_args()
     for part in given.parts or PARTS:
         with progress() as say:
