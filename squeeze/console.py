@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from squeeze.report.schema import ArtifactChecks, LayerRow, Profile, Report
-from squeeze.report.text import THIN, amount, encodable, json_text, percent, visible
+from squeeze.report.text import THIN, amount, encodable, json_text, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -30,14 +30,13 @@ STYLES = {"better": "green", "worse": "red", "failed": "red", "same": "dim", "un
 PIPE_WIDTH = 160
 """Columns where no terminal says how many, and COLUMNS does not either."""
 
-PROFILE_ROWS = 12
 WHOLE_WORD, GAP = 18, 2
 """Cells up to this width are never broken; space between columns."""
 
 
 def print_report(report: Report) -> None:
     """Before and after, all other cells, checks, notes; the verdict last, where the eye is when a command ends."""
-    from squeeze.report.floor import floors
+    from squeeze.report.floor import FLOOR_COLUMNS, floors
     from squeeze.report.headline import headline
     from squeeze.report.noise import warnings
     from squeeze.report.summary import cells, ends, pivot, shared_where, summarize
@@ -53,8 +52,7 @@ def print_report(report: Report) -> None:
         table("all cells", *pivot(every))
     near = floors(report)
     if near:
-        columns = ("cell", "", "measured", "floor", "bound by", "reached")
-        table("how close to what this machine can do", columns, [row.cells for row in near])
+        table("how close to what this machine can do", FLOOR_COLUMNS, [row.cells for row in near])
     for profile in report.profiles:
         _print_profile(profile)
     for group in report.checks:
@@ -73,24 +71,11 @@ def print_report(report: Report) -> None:
 
 def _print_profile(profile: Profile) -> None:
     """The operators, and the layers, that take most of the time."""
-    inside = sum(row.seconds for row in profile.rows)
-    for title, key in (("operator", "operator"), ("layer", "layer")):
-        sums: dict[str, list[float]] = {}
-        for row in profile.rows:
-            found = sums.setdefault(getattr(row, key) or "(no layer)", [0.0, 0.0])
-            found[0] += row.seconds
-            found[1] += row.count
-        ordered = sorted(sums.items(), key=lambda item: -item[1][0])[:PROFILE_ROWS]
-        rows = [
-            (name, amount(seconds, "s"), percent(seconds / inside if inside else 0.0, 1), f"{count:g}")
-            for name, (seconds, count) in ordered
-        ]
-        where = f"{profile.artifact}, {profile.workload.label}, {profile.threads} threads"
-        table(
-            f"time by {title}: {where}, {amount(profile.seconds, 's')} a call",
-            (title, "a call", "share", "kernels"),
-            rows,
-        )
+    from squeeze.report.profiles import COLUMNS, profile_tables
+
+    for found in profile_tables(profile):
+        title = f"time by {found.by}: {found.where}, {amount(found.seconds, 's')} a call"
+        table(title, (found.by, *COLUMNS), [row.cells for row in found.rows])
 
 
 def print_checks(groups: Sequence[ArtifactChecks]) -> None:

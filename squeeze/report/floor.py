@@ -15,6 +15,7 @@ from squeeze.report.schema import Ceilings, Cost, Measurement, Report, Workload
 from squeeze.report.summary import label
 from squeeze.report.text import amount, percent
 
+FLOOR_COLUMNS = ("cell", "", "measured", "floor", "bound by", "reached")
 TIMED = ("latency", "time_to_first_token", "time_per_output_token")
 
 
@@ -79,14 +80,8 @@ def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
 
 
 COST_COLUMNS = (
-    "artifact",
-    "parameters",
-    "weights",
-    "read a call or step",
-    "operations a token",
-    "cache a token",
-    "arithmetic",
-)
+    "artifact", "parameters", "weights", "read a call or step", "operations a token", "cache a token", "arithmetic",
+)  # fmt: skip
 
 
 def _millions(value: float | None) -> str:

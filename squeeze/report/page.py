@@ -15,7 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from squeeze.report import charts
+from squeeze.report.floor import COST_COLUMNS, FLOOR_COLUMNS, cost_rows, floors
 from squeeze.report.headline import headline
+from squeeze.report.noise import warnings
+from squeeze.report.profiles import profile_tables
 from squeeze.report.schema import Manifest, Report
 from squeeze.report.summary import SummaryRow, cells, ends, shared_where, summarize
 from squeeze.report.text import amount, figures, json_text, percent, visible
@@ -57,6 +60,8 @@ def _body(report: Report) -> str:
         rows=[(row, charts.strip(row), gain) for row, gain in zip(rows, gains, strict=True)], axis=axis,
         cards=_cards(rows), cells=cells(report), origins=_origins(report.manifests), charts=charts,
         stages=[(m.name, m.record, charts.layer_chart(m.record.layers)) for m in report.manifests if m.record],
+        warnings=warnings(report), floors=floors(report), floor_columns=FLOOR_COLUMNS,
+        costs=cost_rows(report.costs), cost_columns=COST_COLUMNS, profiles=[t for p in report.profiles for t in profile_tables(p)],
         largest=max((m.weight_bytes for m in report.manifests), default=0) or 1,
     )  # fmt: skip
 

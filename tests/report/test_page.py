@@ -7,12 +7,27 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from squeeze.report import charts
+from squeeze.report.floor import floors
+from squeeze.report.noise import warnings
 from squeeze.report.page import embedded_json, render_body, render_page
-from squeeze.report.schema import ArtifactChecks, Check, LayerRow, Report, read_report
+from squeeze.report.schema import (
+    ArtifactChecks,
+    Bandwidth,
+    Ceilings,
+    Check,
+    Cost,
+    LayerRow,
+    Profile,
+    ProfileRow,
+    Report,
+    Workload,
+    read_report,
+)  # fmt: skip
 from squeeze.report.summary import summarize
 
 GOLDEN = Path(__file__).with_name("golden") / "schema-1.json"
@@ -260,3 +275,35 @@ def test_a_layer_chart_puts_less_noise_higher() -> None:
     assert [dot.title for dot in chart.dots] == ["0: 20.0 dB", "2: 45.0 dB"]
     assert chart.dots[0].y > chart.dots[1].y
     assert charts.layer_chart(layers[1:]) is None
+
+
+def test_floors_costs_warnings_and_profiles_are_shown(make: Any) -> None:
+    work = Workload(kind="fixed", batch=1, sequence=10)
+    timed = make.measured(make.result, "latency", [0.1, 0.1, 0.1, 0.5], workload=work)
+    ceilings = Ceilings(
+        threads=2, measured="2026-11-24T00:00:00+00:00", operations={"float32": 1e9},
+        bandwidth=(Bandwidth(working_set=100, bytes_per_second=1e6),),
+    )  # fmt: skip
+    cost = Cost(
+        artifact=HOSTILE, artifact_digest=make.result.digest, parameters=1234, weight_bytes=100, read_bytes=50_000,
+        operations_per_token=2e6, operations_per_pair=1e3, cache_bytes_per_token=None, arithmetic="float32",
+    )  # fmt: skip
+    row = ProfileRow(operator="MatMul", layer=HOSTILE, seconds=0.03, count=4)
+    profile = Profile(
+        artifact=HOSTILE, artifact_digest=make.result.digest, runtime="onnxruntime", threads=2, workload=work, calls=3,
+        seconds=0.04, rows=(row, row.model_copy(update={"operator": "Gelu", "seconds": 0.01})),
+    )  # fmt: skip
+    report = make.report(timed, ceilings=ceilings, costs=(cost,), profiles=(profile,))
+    page = Parsed(render_page(report))
+    (near,) = floors(report)
+    assert page.open == []
+    assert page.count("img") == 0
+    for shown in (*near.cells, *warnings(report), "1,234", "MatMul", "75.0 %", "Gelu", "25.0 %"):
+        assert " ".join(shown.replace("\u00a0", " ").split()) in page.text
+    assert warnings(report)
+
+
+def test_without_floors_and_profiles_their_headings_are_missing(golden: Report) -> None:
+    text = Parsed(render_page(golden)).text
+    assert "Where the time goes" not in text
+    assert "How close to this machine" not in text
