@@ -1,7 +1,7 @@
 """Measuring what is on disk: artifacts, run folders and other tools' models, apart from any recipe."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,19 +25,24 @@ SELF_CHECK: dict[str, Any] = {
 def bench(
     artifacts: Sequence[str | Path], *, data: dict[str, Any] | None = None, settings: dict[str, Any] | None = None, seed: int = 0,
     task: str | None = None, results: str | Path | None = None, progress: Progress | None = None,
+    announce: Callable[[Sequence[Cost]], None] | None = None,
 ) -> Report:  # fmt: skip
     """Measure artifacts, models of other tools, or all that a run folder's result is compared with.
 
     `data` and `settings` are as in a recipe; without data only fixed shapes and generation can be measured, and no quality. The
     report is added to the folder `results` where one is named, and a bench that is interrupted there goes on when called again.
+    `announce` is called with the static cost of each artifact before anything is measured.
     """
     from squeeze.benchmark.workload import BenchSettings
     from squeeze.recipe import validated
 
+    given = validated(BenchSettings, settings or {}, "bench")
     chosen, task = subjects(artifacts, task)
-    return _report(
-        "bench", chosen, validated(BenchSettings, settings or {}, "bench"), data, seed, task, results, progress
-    )
+    if announce is not None:
+        from squeeze.benchmark.cost import cost
+
+        announce([cost(artifact) for artifact in chosen])
+    return _report("bench", chosen, given, data, seed, task, results, progress)
 
 
 def self_check(
@@ -65,13 +70,6 @@ def self_check(
     given = validated(BenchSettings, {"workloads": [work], **SELF_CHECK, **(settings or {})}, "bench")
     title = "self-check" if not planted else f"self-check, {100 * planted:g} % planted"
     return _report(title, alike, given, None, seed, task, results, progress, planted)
-
-
-def costs(artifacts: Sequence[str | Path], task: str | None = None) -> list[Cost]:
-    """The static cost card of each artifact, before anything is measured."""
-    from squeeze.benchmark.cost import cost
-
-    return [cost(artifact) for artifact in subjects(artifacts, task)[0]]
 
 
 def _report(

@@ -103,7 +103,7 @@ class _Bench:
 
     def run(self) -> Measured:
         ceilings = self._ceilings() if self.settings.ceilings else None
-        compressed = self._compressed()
+        compressed = self._compressed() if self.settings.memory else {}
         outputs = self._quality()
         self._harness()
         self._memory()

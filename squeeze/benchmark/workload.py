@@ -151,7 +151,9 @@ class BenchSettings(_Settings):
         default=1.0, gt=0, description="timed calls of a fixed workload go on for this long, five at least"
     )
     quality: bool = Field(default=True, description="score the held-out examples")
-    memory: bool = Field(default=True, description="peak and steady memory, in children of their own")
+    memory: bool = Field(
+        default=True, description="peak and steady memory, in children of their own, and zstd-compressed size"
+    )
     ceilings: bool = Field(default=True, description="hold every cell against what this machine can do")
     energy: bool = Field(default=True, description="read RAPL or NVML where the machine has them")
     profile: bool = Field(default=False, description="time for each operator and layer, where ONNX Runtime can tell")

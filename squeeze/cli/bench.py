@@ -120,11 +120,9 @@ def measure(
                 artifacts[0], settings=content["bench"], seed=seed, planted=plant, results=results, progress=say
             )
         else:
-            if not json and not quiet:
-                _print_costs(measuring.costs(artifacts, task))
             found = measuring.bench(
                 artifacts, data=content["data"] or None, settings=content["bench"], seed=seed, task=task, results=results,
-                progress=say,
+                progress=say, announce=None if json or quiet else _print_costs,
             )  # fmt: skip
     if out is not None:
         keep_report(found, out)

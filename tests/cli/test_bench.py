@@ -1,15 +1,20 @@
 """`squeeze bench` as installed: measure, gate, compare, follow and export, on a tiny classifier."""
 
+import contextlib
 import csv
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 SQUEEZE = Path(sys.executable).with_name("squeeze")
@@ -19,14 +24,11 @@ QUICK = (
 )  # fmt: skip
 
 
-def squeeze(*words: object, where: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SQUEEZE, *map(str, words)], cwd=where, capture_output=True, text=True, timeout=300, check=False
-    )
+Squeeze = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> Path:
+def place(squeeze: Squeeze, tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     assert squeeze("quantize", tiny_bert_folder, "--out", "run", where=folder).returncode == 0
     assert squeeze("export", "run", where=folder).returncode == 0
@@ -34,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_bert_folder: Path) -> P
 
 
 @pytest.fixture(scope="module")
-def benched(place: Path) -> list[dict[str, Any]]:
+def benched(squeeze: Squeeze, place: Path) -> list[dict[str, Any]]:
     """Two benches of one run folder; the second is the latest."""
     found = []
     for _ in range(2):
@@ -59,14 +61,14 @@ def test_without_data_shapes_are_timed_and_the_report_is_in_the_results_folder(
     assert {child["purpose"] for child in benched[0]["children"]} == {"latency"}
 
 
-def test_the_static_cost_comes_before_and_the_table_after_what_is_measured(place: Path) -> None:
+def test_the_static_cost_comes_before_and_the_table_after_what_is_measured(squeeze: Squeeze, place: Path) -> None:
     done = squeeze("bench", "run/export-0-source", *QUICK, "--repeats", 1, "--results", "other", where=place)
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("static cost") < done.stdout.index("latency, 1×8")
 
 
 def test_a_condition_that_holds_ends_with_3_and_one_that_does_not_with_0(
-    place: Path, benched: list[dict[str, Any]]
+    squeeze: Squeeze, place: Path, benched: list[dict[str, Any]]
 ) -> None:
     files = sorted((place / "results").glob("*-bench-*.json"))
     same = ("bench", "compare", files[0], files[0], "--before-artifact", "export-0-source")
@@ -79,7 +81,9 @@ def test_a_condition_that_holds_ends_with_3_and_one_that_does_not_with_0(
     assert (unknown.returncode, "Did you mean" in unknown.stderr) == (2, True)
 
 
-def test_two_runs_are_compared_with_what_must_be_known(place: Path, benched: list[dict[str, Any]]) -> None:
+def test_two_runs_are_compared_with_what_must_be_known(
+    squeeze: Squeeze, place: Path, benched: list[dict[str, Any]]
+) -> None:
     done = squeeze("bench", "compare", "latest~1", where=place)
     assert done.returncode == 0, done.stderr
     assert "latency, 1×8" in done.stdout
@@ -88,7 +92,9 @@ def test_two_runs_are_compared_with_what_must_be_known(place: Path, benched: lis
     assert {row["label"] for row in rows} >= {"latency, 1×8", "latency, 1×16", "weights on disk"}
 
 
-def test_history_export_and_index_read_what_was_measured(place: Path, benched: list[dict[str, Any]]) -> None:
+def test_history_export_and_index_read_what_was_measured(
+    squeeze: Squeeze, place: Path, benched: list[dict[str, Any]]
+) -> None:
     words = (
         "bench",
         "history",
@@ -138,7 +144,55 @@ def test_an_interrupted_bench_goes_on_with_the_same_command(place: Path) -> None
     assert len(report["children"]) == 18
 
 
-def test_a_self_check_says_what_can_be_told_apart(place: Path) -> None:
+def test_outputs_that_are_not_numbers_are_a_row_and_the_others_are_measured(squeeze: Squeeze, place: Path) -> None:
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    folder = place / "not-a-number"
+    shutil.copytree(place / "run" / "export-0-source", folder, ignore=shutil.ignore_patterns("squeeze.json"))
+    model = onnx.load(folder / "model.onnx")
+    tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2)
+    spoiled = np.full(tuple(tensor.dims), np.nan, np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(spoiled, tensor.name))
+    onnx.save(model, folder / "model.onnx")
+    done = squeeze("bench", "run/export-0-source", folder, *QUICK, "--repeats", 2, "--json", where=place)
+    assert done.returncode == 0, done.stderr
+    rows = {(m["artifact"], m["quantity"]): m for m in json.loads(done.stdout)["measurements"]}
+    assert "answers NaN or infinity" in rows["not-a-number", "latency"]["error"]
+    assert rows["not-a-number", "latency"]["values"] == []
+    assert len(rows["export-0-source", "latency"]["values"]) >= 10
+
+
+def test_children_that_the_kernel_kills_are_a_row_and_the_others_are_measured(place: Path) -> None:
+    command = [SQUEEZE, "bench", "run", *map(str, QUICK), "--repeats", "3", "--json", "--results", "killed"]
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as bench:
+        killer = threading.Thread(target=kill_children_of, args=(bench, place, "export-1-quantize"))
+        killer.start()
+        assert bench.stdout is not None
+        report = json.loads(bench.stdout.read())
+        killer.join()
+    assert bench.returncode == 0
+    latencies = {m["artifact"]: m for m in report["measurements"] if m["quantity"] == "latency"}
+    assert latencies["export-1-quantize"]["error"] == "killed by SIGKILL (out of memory?)"
+    assert latencies["export-0-source"]["error"] is latencies["0-source"]["error"] is None
+    assert {c["error"] for c in report["children"] if c["artifact"] == "export-1-quantize"} == {
+        "killed by SIGKILL (out of memory?)"
+    }
+
+
+def kill_children_of(bench: subprocess.Popen[str], place: Path, artifact: str) -> None:
+    """Do to every child that measures this artifact what the kernel does when memory is short."""
+    while bench.poll() is None:
+        for child in psutil.Process(bench.pid).children():
+            with contextlib.suppress(psutil.Error, OSError, ValueError, IndexError):
+                job = json.loads((place / child.cmdline()[-1]).read_text("utf-8"))
+                if job["artifact"] == artifact:
+                    child.kill()
+        time.sleep(0.02)
+
+
+def test_a_self_check_says_what_can_be_told_apart(squeeze: Squeeze, place: Path) -> None:
     done = squeeze("bench", "run", *QUICK, "--self-check", "--repeats", 8, "--results", "self", where=place)
     assert done.returncode == 0, done.stderr
     assert "such a bench finds differences from about" in done.stderr
@@ -160,7 +214,9 @@ def test_a_self_check_says_what_can_be_told_apart(place: Path) -> None:
         (("run", "--fail-if", "faster please"), "is not understood"),
     ],
 )
-def test_bad_input_is_an_error_without_a_traceback(words: tuple[str, ...], told: str, place: Path) -> None:
+def test_bad_input_is_an_error_without_a_traceback(
+    squeeze: Squeeze, words: tuple[str, ...], told: str, place: Path
+) -> None:
     done = squeeze("bench", *words, where=place)
     assert done.returncode == 2
     assert told in done.stderr

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,7 @@ bench:
 """
 
 
-def squeeze(*words: object, where: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SQUEEZE, *map(str, words)], cwd=where, capture_output=True, text=True, timeout=300, check=False
-    )
+Squeeze = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def finished(place: Path) -> Path:
+def finished(squeeze: Squeeze, place: Path) -> Path:
     done = squeeze("run", "tiny.yaml", "--out", "first", where=place)
     assert done.returncode == 0, done.stderr
     return place / "first"
@@ -67,14 +65,14 @@ def test_a_run_leaves_artifacts_checks_measurements_and_a_page(finished: Path) -
     assert "tiny" in (finished / "report.html").read_text("utf-8")
 
 
-def test_a_finished_run_is_not_overwritten(place: Path, finished: Path) -> None:
+def test_a_finished_run_is_not_overwritten(squeeze: Squeeze, place: Path, finished: Path) -> None:
     again = squeeze("run", "tiny.yaml", "--out", "first", where=place)
     assert again.returncode == 2
     assert "--resume" in again.stderr
     assert "Traceback" not in again.stderr
 
 
-def test_a_killed_run_continues_to_the_same_digests(place: Path, finished: Path) -> None:
+def test_a_killed_run_continues_to_the_same_digests(squeeze: Squeeze, place: Path, finished: Path) -> None:
     command = [SQUEEZE, "run", "tiny.yaml", "--out", "second"]
     child = subprocess.Popen(
         command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -92,13 +90,13 @@ def test_a_killed_run_continues_to_the_same_digests(place: Path, finished: Path)
     assert digests(place / "second") == digests(finished)
 
 
-def test_inspect_shows_the_chain_from_source_to_export(finished: Path) -> None:
+def test_inspect_shows_the_chain_from_source_to_export(squeeze: Squeeze, finished: Path) -> None:
     shown = squeeze("inspect", finished, "--json", where=finished.parent)
     chain = json.loads(shown.stdout)["chain"]
     assert [link["name"] for link in chain] == ["0-source", "1-quantize", "export-1-quantize"]
 
 
-def test_a_damaged_artifact_is_refused_by_name(place: Path, finished: Path) -> None:
+def test_a_damaged_artifact_is_refused_by_name(squeeze: Squeeze, place: Path, finished: Path) -> None:
     copy = place / "copied"
     subprocess.run(["cp", "-r", finished, copy], check=True)
     file = copy / "export-1-quantize" / "model.onnx"
@@ -110,7 +108,9 @@ def test_a_damaged_artifact_is_refused_by_name(place: Path, finished: Path) -> N
     assert "model.onnx changed after it was written" in refused.stderr
 
 
-def test_an_export_that_differs_fails_the_run_with_exit_code_3_and_nothing_is_benchmarked(place: Path) -> None:
+def test_an_export_that_differs_fails_the_run_with_exit_code_3_and_nothing_is_benchmarked(
+    squeeze: Squeeze, place: Path
+) -> None:
     done = squeeze("run", "tiny.yaml", "--out", "strict", "--set", "verify.tolerance=1e-12", where=place)
     assert done.returncode == 3
     report = json.loads((place / "strict" / "report.json").read_text("utf-8"))
@@ -133,7 +133,7 @@ def test_an_export_that_differs_fails_the_run_with_exit_code_3_and_nothing_is_be
     ],
 )
 def test_bad_input_is_one_message_without_traceback(
-    words: tuple[str, ...], message: str, place: Path, finished: Path
+    squeeze: Squeeze, words: tuple[str, ...], message: str, place: Path, finished: Path
 ) -> None:
     done = squeeze(*words, where=place)
     assert done.returncode == 2, done.stderr
@@ -141,7 +141,9 @@ def test_bad_input_is_one_message_without_traceback(
     assert "Traceback" not in done.stderr
 
 
-def test_cuda_without_cuda_is_an_error_and_never_a_run_on_the_cpu(place: Path, finished: Path) -> None:
+def test_cuda_without_cuda_is_an_error_and_never_a_run_on_the_cpu(
+    squeeze: Squeeze, place: Path, finished: Path
+) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -164,7 +166,7 @@ def test_cuda_without_cuda_is_an_error_and_never_a_run_on_the_cpu(place: Path, f
 
 
 def test_single_steps_make_the_same_integers_as_a_recipe_without_smoothing(
-    place: Path, tiny_llama_folder: Path
+    squeeze: Squeeze, place: Path, tiny_llama_folder: Path
 ) -> None:
     assert squeeze("quantize", tiny_llama_folder, "--out", "steps", where=place).returncode == 0
     exported = squeeze("export", "steps", "--json", where=place)
@@ -184,7 +186,7 @@ def test_single_steps_make_the_same_integers_as_a_recipe_without_smoothing(
 
 
 @pytest.mark.parametrize("command", ["methods", "schema", "doctor"])
-def test_what_describes_squeeze_is_one_json_document(command: str, tmp_path: Path) -> None:
+def test_what_describes_squeeze_is_one_json_document(squeeze: Squeeze, command: str, tmp_path: Path) -> None:
     words = (command,) if command == "schema" else (command, "--json")
     done = squeeze(*words, where=tmp_path)
     assert done.returncode == 0, done.stdout
