@@ -89,3 +89,16 @@ def dynamic_uint8(x: Tensor) -> Tensor:
         return x
     zero_point = torch.round(-low / scale).clamp(0, 255)
     return (torch.round(x / scale).add(zero_point).clamp(0, 255) - zero_point) * scale
+
+
+def block_int8(x: Tensor, block_size: int) -> Tensor:
+    """`x` [..., channels] as MatMulNBits with accuracy_level 4 rounds it: symmetric int8, one scale for each row and block.
+
+    A block of zeros comes back unchanged.
+    """
+    channels = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -channels % block_size))
+    padded = padded.view(*x.shape[:-1], -1, block_size)
+    scale = padded.abs().amax(dim=-1, keepdim=True) / QMAX
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return (torch.round(padded / scale) * scale).flatten(-2)[..., :channels]

@@ -16,6 +16,7 @@ import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -440,10 +441,16 @@ def simulate_activations(model: Model) -> None:
     """
     from torch import nn
 
-    from squeeze.integers import dynamic_uint8
+    from squeeze.integers import block_int8, dynamic_uint8
 
-    if model.activations != "dynamic-uint8":
+    if model.activations == "float":
         return
+    shared = aliases(model.network)
     for path, module in model.network.named_modules():
-        if f"{path}.weight" in model.integers and not isinstance(module, nn.Embedding):
-            module.register_forward_pre_hook(lambda _module, inputs: (dynamic_uint8(inputs[0]), *inputs[1:]))
+        name = f"{path}.weight"
+        weight = model.integers.get(shared.get(name, name))
+        if weight is None or isinstance(module, nn.Embedding):
+            continue
+        size = weight.block_size
+        rounded = dynamic_uint8 if size is None else partial(block_int8, block_size=size)
+        module.register_forward_pre_hook(lambda _module, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:]))

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from squeeze.model import Model
     from squeeze.runtimes import Session
 
-FLOAT_TOLERANCE, INTEGER_TOLERANCE = 1e-3, 0.05
+FLOAT_TOLERANCE = 1e-3
+ROUNDINGS = 1.5
+"""Two roundings that have nothing in common differ by √2 times the error of one; more than this is not rounding."""
+GREEDY_TOLERANCE = 0.5
+"""Standard deviations of the logits by which a token chosen with rounded activations may fall short of the best one."""
 PAD_SHARE = 3
 """In padded batches the last row keeps one token in three."""
 
@@ -36,7 +40,7 @@ class VerifySettings(BaseModel):
     tolerance: float | None = Field(
         default=None,
         gt=0,
-        description="largest relative error of the outputs; none: 1e-3 for floats, 0.05 where activations are rounded too",
+        description="largest relative error of the outputs; none: 1e-3, or where activations are rounded the error of that rounding",
     )
     shapes: tuple[tuple[int, int], ...] = Field(
         default=((1, 1), (1, 7), (1, 33), (3, 16), (3, 29)), description="batch and length of the compared inputs"
@@ -51,17 +55,16 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     from squeeze.runtimes import MODEL_FILE, open_session
 
     settings = settings or VerifySettings()
-    tolerance = settings.tolerance or (INTEGER_TOLERANCE if model.integers else FLOAT_TOLERANCE)
     graph = ir.load(folder / MODEL_FILE)
     checks = [_check_interface(graph, model), *_check_integers(graph, model)]
     rng = np.random.default_rng(seed)
     session = open_session(folder, "onnxruntime")
     try:
-        checks += _check_outputs(session, model, settings.shapes, tolerance, rng)
+        checks += _check_outputs(session, model, settings, rng)
     finally:
         session.close()
     if model.task == "causal-lm" and settings.greedy_tokens:
-        checks += _check_greedy(model, folder, settings.greedy_tokens, tolerance, rng)
+        checks += _check_greedy(model, folder, settings, rng)
     return checks
 
 
@@ -128,37 +131,31 @@ def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
 
 
 def _check_outputs(
-    session: "Session", model: "Model", shapes: tuple[tuple[int, int], ...], tolerance: float, rng: np.random.Generator
+    session: "Session", model: "Model", settings: VerifySettings, rng: np.random.Generator
 ) -> Iterator[Check]:
     """Relative error |y − ŷ| / |y| at each shape, over the positions that are not padding.
 
-    Where activations are rounded over a whole tensor, one rounding that falls the other way can change all later ones, so
-    that two correct computations drift apart. There the limit is the error of that rounding itself, at this input: the
-    export may not be further from the simulation than the simulation is from the network with unrounded activations.
+    Where activations are rounded, one rounding that falls the other way can change all later ones, so that two correct
+    computations drift apart. There the limit is the error of that rounding itself, at this input (ROUNDINGS): the export may not
+    be much further from the simulation than the simulation is from the network with unrounded activations.
     """
     simulated = simulation(model)
-    rounds = simulated is not model.network
-    for batch, length in shapes:
+    for batch, length in settings.shapes:
         for padded in (False, True) if batch > 1 and "attention_mask" in model.text_inputs else (False,):
             name = f"outputs {batch}×{length}{' padded' if padded else ''}"
             inputs = _inputs(model, batch, length, padded, rng)
             expected = call(simulated, model, inputs)
             found = session.forward({n: inputs[n] for n in model.text_inputs})
             if expected.shape != found.shape:
-                yield _check(name, np.inf, tolerance, f"shape {found.shape}, expected {expected.shape}")
+                yield _check(name, np.inf, FLOAT_TOLERANCE, f"shape {found.shape}, expected {expected.shape}")
                 continue
             valid = inputs["attention_mask"].astype(bool) if expected.ndim == 3 else np.ones(len(expected), bool)
-            error = _relative(expected[valid], found[valid])
-            if rounds:
+            limit, detail = settings.tolerance or FLOAT_TOLERANCE, "relative error against the artifact in torch"
+            if simulated is not model.network and settings.tolerance is None:
                 rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
-                yield _check(
-                    name,
-                    error,
-                    max(rounding, FLOAT_TOLERANCE),
-                    "relative error; the limit is that of rounding activations",
-                )
-            else:
-                yield _check(name, error, tolerance, "relative error against the artifact in torch")
+                limit = max(ROUNDINGS * rounding, FLOAT_TOLERANCE)
+                detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding activations"
+            yield _check(name, _relative(expected[valid], found[valid]), limit, detail)
 
 
 def _relative(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
@@ -211,9 +208,7 @@ def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int6
     return answer(out, model.task).numpy()
 
 
-def _check_greedy(
-    model: "Model", folder: Path, count: int, tolerance: float, rng: np.random.Generator
-) -> Iterator[Check]:
+def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: np.random.Generator) -> Iterator[Check]:
     """Greedy tokens of the export, judged by the source: at each step, how far below its best logit is the chosen one?
 
     Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
@@ -221,7 +216,9 @@ def _check_greedy(
     """
     from squeeze.runtimes import default_runtimes, open_session
 
-    prompt = _inputs(model, 1, 24, False, rng)["input_ids"]
+    prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
+    limit = settings.tolerance or (FLOAT_TOLERANCE if model.activations == "float" else GREEDY_TOLERANCE)
+    simulated = simulation(model)
     for runtime in ("onnxruntime-genai", "onnxruntime"):
         if runtime not in default_runtimes(folder):
             continue
@@ -231,7 +228,7 @@ def _check_greedy(
         finally:
             session.close()
         ids = np.concatenate([prompt, tokens], axis=1)
-        logits = call(model.network, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[
+        logits = call(simulated, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[
             0, prompt.shape[1] - 1 : -1
         ]
         for end in _end_tokens(model):
@@ -239,7 +236,6 @@ def _check_greedy(
         chosen = np.take_along_axis(logits, tokens[0][:, None], axis=1)[:, 0]
         regret = (logits.max(axis=1) - chosen) / np.std(logits, axis=1, where=np.isfinite(logits))
         same = int((logits.argmax(axis=1) == tokens[0]).sum())
-        limit = max(10 * tolerance, 1e-3) if model.integers else tolerance
         detail = f"{same} of {count} are the artifact's own choice; worst distance to it in standard deviations of the logits"
         yield _check(f"greedy tokens, {runtime}", float(regret.max()), limit, detail)
 

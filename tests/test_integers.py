@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squeeze.integers import IntegerWeight, dynamic_uint8, round_to_nearest, sqnr_db
+from squeeze.integers import IntegerWeight, block_int8, dynamic_uint8, round_to_nearest, sqnr_db
 
 
 def matrices(rows: int = 4, columns: int = 12) -> st.SearchStrategy[torch.Tensor]:
@@ -95,3 +95,9 @@ def test_dynamic_uint8_keeps_zero_exact_and_constants_whole() -> None:
     assert torch.equal(dynamic_uint8(torch.zeros(3)), torch.zeros(3))
     rounded = dynamic_uint8(torch.tensor([3.0, 7.0, 0.0]))
     assert float(rounded[2]) == 0.0
+
+
+def test_activations_are_rounded_row_by_row_and_block_by_block() -> None:
+    x = torch.tensor([[127.0, 1.4, 0.0, 0.0, 2.54], [12.7, 0.04, -12.7, 3.0, 5.0]])
+    expected = torch.tensor([[127, 1, 0, 0, 2.54], [12.7, 0, -12.7, 3.0, 5.0]])
+    assert torch.allclose(block_int8(x, 2), expected, atol=1e-5)

@@ -32,7 +32,7 @@ def cost(artifact: Artifact) -> Cost:
     return Cost(
         artifact=artifact.name, artifact_digest=artifact.digest, parameters=manifest.parameters,
         weight_bytes=manifest.weight_bytes,
-        read_bytes=round(multiplied * bytes_each) if known else manifest.weight_bytes,
+        read_bytes=round(multiplied * bytes_each) if known else None,
         operations_per_token=2.0 * multiplied if known else None,
         operations_per_pair=4.0 * int(hidden or 0) * int(layers or 0) if known else None,
         cache_bytes_per_token=_cache(config) if known and decodes else None,

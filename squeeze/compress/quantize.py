@@ -2,7 +2,7 @@
 
 A scheme says how integers are laid out for a task, because the kernels that are fast differ: an encoder multiplies many
 tokens at once, so its activations are quantized too and the integer matrix units do the work; a decoder reads all its
-weights for one token, so smaller weights alone are the gain and activations stay as they are.
+weights for one token, so smaller weights are the gain, and activations are rounded block by block inside the kernel.
 Rejected: letting ONNX Runtime's own quantizer choose integers at export, which nobody could then compare with anything.
 """
 
@@ -77,7 +77,7 @@ class Layout:
 
     block_size: int
     unsigned: bool
-    activations: Literal["float", "dynamic-uint8"]
+    activations: Literal["block-int8", "dynamic-uint8"]
 
 
 @dataclass(frozen=True)
@@ -268,13 +268,13 @@ def _summary(model: "Model", rows: list[LayerRow]) -> str:
 
 def _int8(task: str) -> Layout:
     if task == "causal-lm":
-        return Layout(block_size=256, unsigned=True, activations="float")
+        return Layout(block_size=256, unsigned=True, activations="block-int8")
     return Layout(block_size=0, unsigned=False, activations="dynamic-uint8")
 
 
 SCHEMES: dict[str, Scheme] = {
     "int8": Scheme(
-        summary="int8 weights, symmetric, round to nearest; decoders: one scale per block, weights only; "
+        summary="int8 weights, symmetric, round to nearest; decoders: one scale per block, activations int8 block by block; "
         "encoders: one scale per output row, activations uint8 measured as they come",
         source="Jacob et al. 2017, arXiv:1712.05877",
         layout=_int8,

@@ -102,7 +102,7 @@ def place_integers(
             f"{len(lost)} integer weights found no place in the graph, first {lost[0]}. Keep them in float with keep."
         )
     model.graph.opset_imports.setdefault(CONTRIB, 1)
-    kernel = "MatMulNBits" if activations == "float" else "MatMulInteger with activations quantized once per input"
+    kernel = "MatMulNBits" if activations == "block-int8" else "MatMulInteger with activations quantized once per input"
     return [p.as_row() for p in placer.places], [
         f"{linears} matrix products on {kernel}, {gathers} embeddings from integers"
     ]

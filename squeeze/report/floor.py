@@ -52,7 +52,7 @@ def floors(report: Report) -> list[FloorRow]:
         cost = costs.get(m.artifact_digest)
         if m.quantity in TIMED and m.values and cost is not None and m.workload is not None and m.device == "cpu":
             rows.append(_row(m, m.workload, cost, report.ceilings))
-    return [row for row in rows if row.floor > 0]
+    return [row for row in rows if row is not None]
 
 
 def bandwidth_at(ceilings: Ceilings, size: float) -> float:
@@ -72,7 +72,7 @@ def cost_rows(costs: Sequence[Cost]) -> list[tuple[str, ...]]:
     return [
         (
             cost.artifact, f"{cost.parameters:,}" if cost.parameters else "unknown", amount(cost.weight_bytes, "bytes"),
-            amount(cost.read_bytes, "bytes"), _millions(cost.operations_per_token),
+            "unknown" if cost.read_bytes is None else amount(cost.read_bytes, "bytes"), _millions(cost.operations_per_token),
             "none" if cost.cache_bytes_per_token is None else amount(cost.cache_bytes_per_token, "bytes"), cost.arithmetic,
         )
         for cost in costs
@@ -88,7 +88,9 @@ def _millions(value: float | None) -> str:
     return "unknown" if value is None else f"{value / 1e6:,.1f} million"
 
 
-def _row(m: Measurement, work: Workload, cost: Cost, ceilings: Ceilings) -> FloorRow:
+def _row(m: Measurement, work: Workload, cost: Cost, ceilings: Ceilings) -> FloorRow | None:
+    if not cost.read_bytes:
+        return None
     seconds = stats.median(tuple(stats.by_repeat(m).values()))
     in_memory = cost.read_bytes / bandwidth_at(ceilings, cost.read_bytes)
     rate = ceilings.operations.get(cost.arithmetic) or ceilings.operations.get("float32")

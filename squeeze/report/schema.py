@@ -307,8 +307,9 @@ class Cost(Record):
     artifact_digest: Sha256
     parameters: int
     weight_bytes: int
-    read_bytes: int
-    """Weights that one decoding step, or one call of an encoder, reads: all but the unused rows of embedding tables."""
+    read_bytes: int | None
+    """Weights that one decoding step, or one call of an encoder, reads: all but the unused rows of embedding tables; None where
+    the configuration does not tell, as of another tool's file."""
     operations_per_token: FiniteFloat | None
     """Two for each weight that a token is multiplied with; None where the configuration does not tell."""
     operations_per_pair: FiniteFloat | None

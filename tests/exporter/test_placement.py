@@ -12,7 +12,7 @@ from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import ExportError
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx
 from squeeze.exporter.placement import LAYOUTS, Placer, integers_in_graph, place_integers
-from squeeze.integers import round_to_nearest
+from squeeze.integers import block_int8, round_to_nearest
 from squeeze.model import load_model
 
 SEED = torch.Generator().manual_seed(0)
@@ -49,9 +49,9 @@ def test_every_layout_gives_back_the_integers(layout: str) -> None:
         assert np.array_equal(found, part.integers.numpy())
 
 
-@pytest.mark.parametrize("activations", ["float", "dynamic-uint8"])
+@pytest.mark.parametrize("activations", ["block-int8", "dynamic-uint8"])
 def test_a_product_of_stacked_layers_equals_the_float_product(activations: str, tmp_path: Path) -> None:
-    block = 32 if activations == "float" else None
+    block = 32 if activations == "block-int8" else None
     parts = {
         n: round_to_nearest(torch.randn(16, 64, generator=SEED), block, unsigned=block is not None)
         for n in ("q", "k", "v")
@@ -65,6 +65,18 @@ def test_a_product_of_stacked_layers_equals_the_float_product(activations: str, 
     assert np.linalg.norm(y - x @ weight) / np.linalg.norm(x @ weight) < 0.02
     assert not any(v.const_value is not None and v.const_value.dtype == ir.DataType.FLOAT and v.const_value.size > 999
                    for v in model.graph.initializers.values() if v.uses())  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [64, 72])
+def test_the_block_kernel_rounds_activations_as_the_simulation_does(columns: int, tmp_path: Path) -> None:
+    part = round_to_nearest(torch.randn(48, columns, generator=SEED), 32, unsigned=True)
+    weight = part.dequantize()
+    model = linear_graph(weight.T.contiguous().numpy(), 48)
+    place_integers(model, {"a": part}, "block-int8")
+    x = torch.randn(7, columns, generator=SEED) * torch.logspace(-2, 1, columns)
+    found, simulated = run(model, x.numpy(), tmp_path), block_int8(x, 32) @ weight.T
+    unrounded = float(torch.linalg.norm(x @ weight.T - simulated))
+    assert float(np.linalg.norm(found - simulated.numpy())) < 0.02 * unrounded
 
 
 def test_integers_without_a_place_are_an_error() -> None:

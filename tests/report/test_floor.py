@@ -49,6 +49,9 @@ def test_what_is_not_known_has_no_floor(make: Any) -> None:
     timed = make.measured(make.result, "latency", [0.1], workload=work)
     assert floors(make.report(timed, costs=(cost(make),))) == [], "no ceilings"
     assert floors(make.report(timed, ceilings=CEILINGS)) == [], "no cost"
+    foreign = cost(make, operations_per_token=None, operations_per_pair=None, read_bytes=None)
+    assert floors(make.report(timed, ceilings=CEILINGS, costs=(foreign,))) == [], "another tool's file"
+    assert cost_rows([foreign])[0][3] == "unknown"
     on_gpu = timed.model_copy(update={"device": "cuda"})
     assert floors(make.report(on_gpu, ceilings=CEILINGS, costs=(cost(make),))) == []
     unknown = cost(make, operations_per_token=None, operations_per_pair=None)
