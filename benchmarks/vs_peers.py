@@ -77,7 +77,7 @@ def encoder(say: Any) -> Report:
     ]  # fmt: skip
     recipe = read_recipe(ROOT / "recipes" / "sentiment-int8.yaml")
     settings = {
-        "runtimes": ["torch", "torch.compile", "onnxruntime", "openvino"], "threads": 2, "repeats": 3, "budget_seconds": 0,
+        "runtimes": ["torch", "torch.compile", "onnxruntime", "openvino"], "threads": 2, "repeats": 5, "budget_seconds": 0,
         "seconds_per_cell": 0.7, "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
     }  # fmt: skip
     paths = [run / "0-source", export, run / "export-1-quantize", *others]
