@@ -16,7 +16,6 @@ import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -432,25 +431,3 @@ def answer(out: Any, task: str) -> "torch.Tensor":
     import torch
 
     return out if isinstance(out, torch.Tensor) else getattr(out, TASKS[task].output)
-
-
-def simulate_activations(model: Model) -> None:
-    """Make the network round the inputs of its integer layers as the exported graph does; for a model that only runs.
-
-    Not for one that is exported or saved: the hooks are part of the module until it is dropped.
-    """
-    from torch import nn
-
-    from squeeze.integers import block_int8, dynamic_uint8
-
-    if model.activations == "float":
-        return
-    shared = aliases(model.network)
-    for path, module in model.network.named_modules():
-        name = f"{path}.weight"
-        weight = model.integers.get(shared.get(name, name))
-        if weight is None or isinstance(module, nn.Embedding):
-            continue
-        size = weight.block_size
-        rounded = dynamic_uint8 if size is None else partial(block_int8, block_size=size)
-        module.register_forward_pre_hook(lambda _module, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:]))

@@ -139,6 +139,8 @@ def _check_outputs(
     computations drift apart. There the limit is the error of that rounding itself, at this input (ROUNDINGS): the export may not
     be much further from the simulation than the simulation is from the network with unrounded activations.
     """
+    from squeeze.simulation import simulation
+
     simulated = simulation(model)
     for batch, length in settings.shapes:
         for padded in (False, True) if batch > 1 and "attention_mask" in model.text_inputs else (False,):
@@ -183,20 +185,6 @@ def _vocabulary(model: "Model") -> int:
     return max(tables, default=2)
 
 
-def simulation(model: "Model") -> "nn.Module":
-    """The artifact's network as its export computes: a copy that rounds activations, or the network itself if none are."""
-    import copy
-
-    from squeeze.model import simulate_activations
-
-    if model.activations == "float":
-        return model.network
-    twin = copy.copy(model)
-    twin.network = copy.deepcopy(model.network)
-    simulate_activations(twin)
-    return twin.network
-
-
 def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
     """What `network`, the model's own or its simulation, gives for the model's text inputs; shape as Session.forward gives it."""
     import torch
@@ -215,6 +203,7 @@ def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: n
     so the distance is given relative to the spread (standard deviation) of that step's logits.
     """
     from squeeze.runtimes import default_runtimes, open_session
+    from squeeze.simulation import simulation
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
     limit = settings.tolerance or (FLOAT_TOLERANCE if model.activations == "float" else GREEDY_TOLERANCE)

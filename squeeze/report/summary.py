@@ -142,10 +142,16 @@ def summarize(report: Report) -> list[SummaryRow]:
     rows = [
         _row(measured, None if alone else _partner(measured, sources, after), after, alone=alone)
         for after in measured
-        if after.artifact_digest == result and (after.quantity in QUANTITIES or after.quantity == "quality")
+        if after.artifact_digest == result and _is_compared(after)
     ]
     order = ["quality", *QUANTITIES]
     return sorted(rows, key=lambda row: order.index(row.quantity))
+
+
+def _is_compared(m: Measurement) -> bool:
+    """Whether before and after may stand side by side: at the highest rates of both, which differ, only those rates may."""
+    own_rate = m.workload is not None and m.workload.kind == "open" and m.workload.rate is None
+    return m.quantity == "highest_rate" if own_rate else m.quantity in QUANTITIES or m.quantity == "quality"
 
 
 def cells(report: Report) -> list[CellRow]:

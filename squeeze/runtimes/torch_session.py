@@ -21,7 +21,8 @@ class TorchSession:
     def __init__(self, folder: Path, device: str, threads: int, dtype: str | None = None) -> None:
         import torch
 
-        from squeeze.model import answer, load_model, simulate_activations
+        from squeeze.model import answer, load_model
+        from squeeze.simulation import simulate_activations
 
         self.check_device(device)
         torch.set_num_threads(threads)

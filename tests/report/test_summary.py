@@ -383,3 +383,15 @@ def test_a_real_run_reads_as_it_should() -> None:
         "export-1-quantize against export-0-source: perplexity is 0.61 % worse (14.28 → 14.37); decodes 2.72× faster "
         "[2.43, 3.25]; peaks at 37.3 % of the memory; takes 26.7 % of the disk."
     )
+
+
+def test_percentiles_at_rates_of_their_own_are_listed_but_not_compared(make: Any) -> None:
+    sought = Workload(kind="open", batch=1, callers=2, limit_seconds=0.05)
+    rows = [
+        make.measured(artifact, quantity, values, workload=sought, repeat=(0, 1, 2))
+        for artifact, rate in ((make.source, 10.0), (make.result, 40.0))
+        for quantity, values in (("highest_rate", [rate] * 3), ("throughput", [rate] * 3), ("request_latency", [0.01, 0.02, 0.04]))
+    ]  # fmt: skip
+    report = make.report(*rows)
+    assert [row.label for row in summarize(report)] == ["highest rate, p99 within 50 ms, real texts"]
+    assert {row.label.split(",")[0] for row in cells(report)} >= {"throughput", "request p99", "highest rate"}
