@@ -77,8 +77,8 @@ def encoder(say: Any) -> Report:
     ]  # fmt: skip
     recipe = read_recipe(ROOT / "recipes" / "sentiment-int8.yaml")
     settings = {
-        "runtimes": ["torch", "torch.compile", "onnxruntime", "openvino"], "threads": 2, "repeats": 5, "budget_seconds": 0,
-        "seconds_per_cell": 0.7, "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
+        "runtimes": ["torch", "torch.compile", "onnxruntime", "openvino"], "threads": 2, "repeats": 8, "budget_seconds": 0,
+        "seconds_per_cell": 0.5, "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
     }  # fmt: skip
     paths = [run / "0-source", export, run / "export-1-quantize", *others]
     return squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
