@@ -66,7 +66,7 @@ def main() -> None:
             result, outside = _with_gnu_time(cell.job("memory", workloads=[work.row], seed=0), folder)
             peaks.append(result["peak_memory"])
             times.append(outside)
-            job = cell.job("latency", workloads=[work.row], cold=work.row, seconds=1.0, seed=0)
+            job = cell.job("latency", workloads=[work.row], cold=work.row, seconds=1.0, warmup=0.1, seed=0)
             outcome = run_child(job, folder / "job.json")
             if outcome.result is None:
                 raise SystemExit(outcome.error)

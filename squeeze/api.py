@@ -30,20 +30,32 @@ STEPS = digest_json({"run": "steps made one at a time"})
 
 
 def quantize(
-    model: str | Path, out: str | Path | None = None, *, scheme: str = "int8", block_size: int | None = None,
-    keep: Sequence[str] = (), task: str | None = None, weights: str | None = None, revision: str | None = None,
+    model: str | Path, out: str | Path | None = None, *, scheme: str = "int8", method: str = "round", block_size: int | None = None,
+    symmetric: bool | None = None, smooth_alpha: float | None = None, keep: Sequence[str] = (), data: dict[str, Any] | None = None,
+    seed: int = 0, task: str | None = None, weights: str | None = None, revision: str | None = None,
 ) -> Artifact:  # fmt: skip
     """Quantize a model into the run folder `out`, or an artifact as the next stage of its own run folder.
 
-    Returns the new artifact; its manifest's record has every layer's bits and signal-to-noise ratio.
+    `data` is as in a recipe; its calibration split serves the settings that need texts. Returns the new artifact; its manifest's
+    record has every layer's bits and signal-to-noise ratio.
     """
     from squeeze.compress import QuantizeStage
+    from squeeze.data import DataSettings, load_data
+    from squeeze.model import load_tokenizer
     from squeeze.recipe import validated
 
-    stage = validated(QuantizeStage, {"scheme": scheme, "block_size": block_size, "keep": tuple(keep)}, "quantize")
+    given = {
+        "scheme": scheme, "method": method, "block_size": block_size, "symmetric": symmetric, "smooth_alpha": smooth_alpha,
+        "keep": tuple(keep),
+    }  # fmt: skip
+    stage = validated(QuantizeStage, given, "quantize")
+    settings = None if data is None else validated(DataSettings, data, "data")
     with _parent(model, out, task, weights, revision) as parent:
         number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(parent.folder.parent))
-        return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}")
+        loaded = None
+        if settings is not None:
+            loaded = load_data(settings, parent.manifest.task, load_tokenizer(parent.folder), seed)
+        return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}", loaded)
 
 
 def export(

@@ -77,7 +77,7 @@ def _inspect_export(artifact: Artifact, manifests: list[Manifest], links: tuple[
 
 
 def _inspect_torch(path: str, task: str | None, weights: str | None, links: tuple[Link, ...]) -> Inspection:
-    from squeeze.compress.quantize import nonfinite, weight_rows
+    from squeeze.compress.layers import nonfinite, weight_rows
     from squeeze.model import load_model
 
     model = load_model(path, task, weights=weights)

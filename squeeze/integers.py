@@ -5,7 +5,9 @@ kept in the byte layout that the kernels read, so that the export copies bytes a
 signed with zero point 0 for `MatMulInteger`, unsigned with zero point 128 for `MatMulNBits` and `GatherBlockQuantized`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +17,55 @@ QMAX = 127
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The integers that numbers may become: `bits` of them, around zero or with a zero point for each row or block."""
+
+    bits: int = 8
+    symmetric: bool = True
+    unsigned: bool = True
+    """How they are stored; a symmetric grid then has its zero in the middle (128, 8). An asymmetric one always is."""
+
+    @property
+    def middle(self) -> int:
+        """The integer that stands for zero where the grid is symmetric."""
+        return 2 ** (self.bits - 1) if self.unsigned else 0
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Smallest and largest integer."""
+        half = 2 ** (self.bits - 1) - 1
+        return (self.middle - half, self.middle + half) if self.symmetric else (0, 2**self.bits - 1)
+
+    def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, zero point) that cover numbers from `low` to `high`, elementwise; zero is always exact, a range of nothing gets 1."""
+        if self.symmetric:
+            scale = torch.maximum(-low, high) / (2 ** (self.bits - 1) - 1)
+            scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+            return scale, torch.full_like(scale, self.middle)
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = (high - low) / (2**self.bits - 1)
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        return scale, torch.round(-low / scale)
+
+    def round(self, numbers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """The integers, as floats: nearest (ties to even), kept within the bounds."""
+        return (torch.round(numbers / scale) + zero_point).clamp_(*self.bounds)
+
+
+@dataclass(frozen=True)
 class IntegerWeight:
     """A weight matrix as integers [out, in] with one scale per row and block, scale [out, ceil(in / block_size)]."""
 
     integers: Tensor
+    """One byte each, also where `bits` is 4; they are packed where they are stored."""
     scale: Tensor
-    zero_point: int
+    zero_point: int | Tensor
+    """One for all, or uint8 with the shape of `scale`."""
     block_size: int | None
     """Weights along `in` that share one scale; None: the whole row does (per channel)."""
     transposed: bool = False
     """True where the network stores the matrix as [in, out] (GPT-2's Conv1D)."""
+    bits: int = 8
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -33,39 +74,104 @@ class IntegerWeight:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of integers and scales on disk."""
-        return self.integers.numel() * self.integers.element_size() + self.scale.numel() * self.scale.element_size()
+        """Bytes of integers, scales and zero points on disk."""
+        packed = self.integers.shape[0] * -(-self.integers.shape[1] * self.bits // 8)
+        zeros = self.zero_point.numel() if isinstance(self.zero_point, Tensor) else 0
+        return packed + self.scale.numel() * self.scale.element_size() + zeros
 
     def dequantize(self) -> Tensor:
         """The float32 weight that these integers stand for, in the network's own orientation."""
-        columns = self.integers.shape[1]
-        scale = self.scale
-        if self.block_size is not None:
-            scale = scale.repeat_interleave(self.block_size, dim=1)[:, :columns]
-        weight = (self.integers.to(torch.float32) - self.zero_point) * scale
+        zero = self._wide(self.zero_point) if isinstance(self.zero_point, Tensor) else self.zero_point
+        weight = (self.integers.to(torch.float32) - zero) * self._wide(self.scale)
         return weight.T.contiguous() if self.transposed else weight
+
+    def _wide(self, by_block: Tensor) -> Tensor:
+        """[out, blocks] as [out, in], or as [out, 1] where a row is one block."""
+        if self.block_size is None:
+            return by_block
+        return by_block.repeat_interleave(self.block_size, dim=1)[:, : self.integers.shape[1]]
 
 
 def round_to_nearest(
-    weight: Tensor, block_size: int | None, *, unsigned: bool, transposed: bool = False
-) -> IntegerWeight:
-    """Symmetric int8 by rounding to nearest (ties to even): scale = max|w| / 127 in each row or block of a row.
+    weight: Tensor, block_size: int | None, *, unsigned: bool, transposed: bool = False, bits: int = 8, symmetric: bool = True
+) -> IntegerWeight:  # fmt: skip
+    """Integers by rounding to nearest (ties to even), one scale for each row or block of a row, from its extreme values.
 
     `weight` is [out, in], or [in, out] if `transposed`. A row or block of zeros gets scale 1. Property that the tests
-    hold: |w − dequantize| ≤ scale / 2.
+    hold: |w − dequantize| ≤ scale / 2, on an asymmetric grid ≤ scale (the zero point is rounded, too).
     """
+    grid = Grid(bits, symmetric, unsigned)
     matrix = (weight.T if transposed else weight).detach().to(torch.float32)
+    blocks = in_blocks(matrix, block_size)
+    scale, zero_point = grid.fit(blocks.amin(dim=2), blocks.amax(dim=2))
+    rounded = grid.round(blocks, scale.unsqueeze(2), zero_point.unsqueeze(2)).flatten(1)[:, : matrix.shape[1]]
+    return integer_weight(rounded, scale, zero_point, grid, block_size, transposed=transposed)
+
+
+def in_blocks(matrix: Tensor, block_size: int | None) -> Tensor:
+    """[out, in] as [out, blocks, block_size], the last block filled up with zeros."""
     out, columns = matrix.shape
     size = block_size or columns
-    blocks = -(-columns // size)
-    padded = torch.nn.functional.pad(matrix, (0, blocks * size - columns)).view(out, blocks, size)
-    scale = padded.abs().amax(dim=2) / QMAX
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    rounded = (padded / scale.unsqueeze(2)).round_().clamp_(-QMAX, QMAX)
-    integers = rounded.view(out, blocks * size)[:, :columns]
-    zero_point = 128 if unsigned else 0
-    integers = (integers + zero_point).to(torch.uint8 if unsigned else torch.int8).contiguous()
-    return IntegerWeight(integers, scale.contiguous(), zero_point, block_size, transposed)
+    return torch.nn.functional.pad(matrix, (0, -columns % size)).view(out, -1, size)
+
+
+def integer_weight(
+    rounded: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, block_size: int | None, *, transposed: bool
+) -> IntegerWeight:
+    """Rounded numbers [out, in] of a grid in the form that is kept."""
+    stored = rounded.to(torch.uint8 if grid.unsigned else torch.int8).contiguous()
+    zero = grid.middle if grid.symmetric else zero_point.to(torch.uint8).contiguous()
+    return IntegerWeight(stored, scale.contiguous(), zero, block_size, transposed, grid.bits)
+
+
+def pack(integers: Tensor, bits: int) -> Tensor:
+    """uint8 [rows, n] as stored: of 4 bits two in a byte, the first in its lower half, an odd last one with 0 above it."""
+    if bits == 8:
+        return integers
+    even = torch.nn.functional.pad(integers, (0, integers.shape[-1] % 2))
+    return even[..., 0::2] | (even[..., 1::2] << 4)
+
+
+def unpack(stored: Tensor, bits: int, columns: int) -> Tensor:
+    """What `pack` packed: uint8 [rows, columns]."""
+    if bits == 8:
+        return stored
+    return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)[..., :columns].contiguous()
+
+
+def to_tensors(weights: Mapping[str, IntegerWeight]) -> dict[str, Tensor]:
+    """All that a file must hold of these weights, beside `layout_of` them."""
+    tensors: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        tensors[f"{name}.integers"] = pack(weight.integers, weight.bits).contiguous()
+        tensors[f"{name}.scale"] = weight.scale.contiguous()
+        if isinstance(weight.zero_point, Tensor):
+            tensors[f"{name}.zero_point"] = weight.zero_point.contiguous()
+    return tensors
+
+
+def layout_of(weights: Mapping[str, IntegerWeight]) -> dict[str, dict[str, Any]]:
+    """What the tensors do not say, as plain data for a manifest."""
+    return {
+        name: {
+            "zero_point": None if isinstance(w.zero_point, Tensor) else w.zero_point, "block_size": w.block_size,
+            "transposed": w.transposed, "bits": w.bits, "columns": w.shape[1],
+        }
+        for name, w in weights.items()
+    }  # fmt: skip
+
+
+def from_tensors(tensors: Mapping[str, Tensor], layout: Mapping[str, Mapping[str, Any]]) -> dict[str, IntegerWeight]:
+    """The weights that `to_tensors` and `layout_of` describe. Artifacts older than 4-bit weights name no bits and no columns."""
+    found = {}
+    for name, row in layout.items():
+        stored, bits = tensors[f"{name}.integers"], row.get("bits", 8)
+        integers = unpack(stored, bits, row.get("columns", stored.shape[1]))
+        zero = tensors[f"{name}.zero_point"] if row["zero_point"] is None else row["zero_point"]
+        found[name] = IntegerWeight(
+            integers, tensors[f"{name}.scale"], zero, row["block_size"], row["transposed"], bits
+        )
+    return found
 
 
 def sqnr_db(weight: Tensor, approximation: Tensor) -> float | None:

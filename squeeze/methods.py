@@ -17,12 +17,13 @@ class Method(NamedTuple):
 
 def list_methods() -> list[Method]:
     """Every scheme, task, runtime and asset that this installation knows."""
-    from squeeze.compress import SCHEMES
+    from squeeze.compress import METHODS, SCHEMES
     from squeeze.rows import ASSETS
     from squeeze.runtimes import RUNTIMES
     from squeeze.tasks import TASKS
 
     rows = [Method("scheme", name, scheme.summary, scheme.source) for name, scheme in SCHEMES.items()]
+    rows += [Method("method", name, method.summary, method.source) for name, method in METHODS.items()]
     rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
     rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]
     rows += [

@@ -292,7 +292,7 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
     import transformers
     from safetensors.torch import load_file
 
-    from squeeze.integers import IntegerWeight
+    from squeeze.integers import from_tensors
 
     artifact = read_artifact(folder)
     manifest = artifact.manifest
@@ -314,18 +314,8 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
         _drop_pooler(network, manifest.task)
         model = Model(network, _tokenizer(folder, {}), manifest.task, "", network.config.to_dict())
     if INTEGERS in manifest.files:
-        tensors = load_file(folder / INTEGERS)
         layout: dict[str, Any] = manifest.extra["integers"]  # type: ignore[assignment]
-        model.integers = {
-            name: IntegerWeight(
-                tensors[f"{name}.integers"],
-                tensors[f"{name}.scale"],
-                row["zero_point"],
-                row["block_size"],
-                row["transposed"],
-            )
-            for name, row in layout.items()
-        }
+        model.integers = from_tensors(load_file(folder / INTEGERS), layout)
         state = load_file(folder / FLOATS)
         state |= {name: weight.dequantize() for name, weight in model.integers.items()}
         _assign_state(model.network, state, folder)
@@ -358,17 +348,15 @@ def save_model(model: Model, folder: Path) -> None:
 def _save_integers(model: Model, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    tensors: dict[str, Any] = {}
-    for name, weight in model.integers.items():
-        tensors[f"{name}.integers"] = weight.integers.contiguous()
-        tensors[f"{name}.scale"] = weight.scale.contiguous()
+    from squeeze.integers import to_tensors
+
     shared = aliases(model.network)
     floats = {
         name: tensor.detach().contiguous()
         for name, tensor in model.network.state_dict().items()
         if shared.get(name, name) not in model.integers and shared.get(name, name) == name
     }
-    save_file(tensors, folder / INTEGERS, metadata={"format": "pt"})
+    save_file(to_tensors(model.integers), folder / INTEGERS, metadata={"format": "pt"})
     save_file(floats, folder / FLOATS, metadata={"format": "pt"})
 
 

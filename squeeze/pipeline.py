@@ -27,9 +27,12 @@ from squeeze.report.schema import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from squeeze.benchmark import Measured
     from squeeze.compress import Stage
-    from squeeze.data import Data
+    from squeeze.data import Data, Split
     from squeeze.exporter import ExportSettings
     from squeeze.model import Model, ModelSettings
     from squeeze.recipe import Recipe
@@ -46,6 +49,8 @@ MODEL_NAMES = (
     "model.safetensors.index",
     "squeeze",
 )
+CALIBRATION_TOKENS = 4096
+"""Tokens that a stage runs at once: enough to keep the matrix units busy, few enough to fit beside the weights."""
 WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 
@@ -213,6 +218,7 @@ def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
 
 def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | None" = None) -> Artifact:
     """One compression stage as the next artifact of the chain; reused where parent, settings and data are the same."""
+    from squeeze.integers import layout_of
     from squeeze.model import load_model, save_model
 
     calibration = data.splits.get("calibration") if data is not None and stage.needs_data else None
@@ -224,18 +230,23 @@ def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | No
     if found is not None:
         return found
     model = load_model(parent.folder)
-    record = stage.apply(model, None if calibration is None else calibration.blocks)
-    layout = {
-        name: {"zero_point": w.zero_point, "block_size": w.block_size, "transposed": w.transposed}
-        for name, w in model.integers.items()
-    }
-    extra: dict[str, Any] = {"integers": layout, "activations": model.activations, **_module(model)}
+    record = stage.apply(model, () if calibration is None or data is None else _calibration(data, calibration, model))
+    extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
 
     def fill(place: Path) -> StageRecord:
         save_model(model, place)
         return record
 
     return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra=extra, data=used)
+
+
+def _calibration(data: "Data", split: "Split", model: "Model") -> "list[dict[str, NDArray[np.int64]]]":
+    """The calibration split as a stage reads it: batches of about as many tokens, texts of like length together."""
+    from squeeze.data import batches
+
+    length = data.settings.block_size if model.task == "causal-lm" else data.settings.max_length
+    rows = max(1, CALIBRATION_TOKENS // length)
+    return batches(split, model.tokenizer, model.task, batch=rows, max_length=data.settings.max_length)
 
 
 def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") -> Artifact:

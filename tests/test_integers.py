@@ -1,11 +1,24 @@
 """Integer weights: exact by hand first, then as properties, then as a noise floor."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from squeeze.integers import IntegerWeight, block_int8, dynamic_uint8, round_to_nearest, sqnr_db
+from squeeze.integers import (
+    IntegerWeight,
+    block_int8,
+    dynamic_uint8,
+    from_tensors,
+    layout_of,
+    pack,
+    round_to_nearest,
+    sqnr_db,
+    to_tensors,
+    unpack,
+)  # fmt: skip
 
 
 def matrices(rows: int = 4, columns: int = 12) -> st.SearchStrategy[torch.Tensor]:
@@ -67,6 +80,53 @@ def test_quantizing_a_dequantized_weight_again_changes_no_integer(weight: torch.
     once = round_to_nearest(weight, None, unsigned=False)
     again = round_to_nearest(once.dequantize(), None, unsigned=False)
     assert torch.equal(once.integers, again.integers)
+
+
+def test_four_bits_with_a_zero_point_by_hand() -> None:
+    integer = round_to_nearest(
+        torch.tensor([[-0.5, 1.0, 0.2, 0.0], [0.0, 0.0, 3.0, 1.4]]), 2, unsigned=True, bits=4, symmetric=False
+    )
+    assert integer.scale.flatten().tolist() == pytest.approx([0.1, 0.2 / 15, 1.0, 0.2])
+    assert integer.zero_point.tolist() == [[5, 0], [0, 0]]
+    assert integer.integers.tolist() == [[0, 15, 15, 0], [0, 0, 15, 7]]
+    assert torch.allclose(integer.dequantize(), torch.tensor([[-0.5, 1.0, 0.2, 0.0], [0.0, 0.0, 3.0, 1.4]]), atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(weight=matrices(), block=st.sampled_from([None, 4, 5, 16]), symmetric=st.booleans())
+def test_four_bit_weights_move_no_further_than_a_step_and_zero_stays_zero(
+    weight: torch.Tensor, block: int | None, symmetric: bool
+) -> None:
+    weight[0, 0] = 0
+    integer = round_to_nearest(weight, block, unsigned=True, bits=4, symmetric=symmetric)
+    steps = integer.scale.repeat_interleave(block or weight.shape[1], dim=1)[:, : weight.shape[1]]
+    most = steps * (0.5 if symmetric else 1.0)
+    assert bool(((weight - integer.dequantize()).abs() <= most * (1 + 1e-4) + 1e-30).all())
+    assert float(integer.dequantize()[0, 0]) == 0
+    assert int(integer.integers.max()) <= 15
+
+
+@settings(max_examples=30, deadline=None)
+@given(columns=st.integers(1, 9), bits=st.sampled_from([4, 8]))
+def test_packing_loses_nothing(columns: int, bits: int) -> None:
+    integers = torch.randint(
+        0, 2**bits, (3, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(columns)
+    )
+    stored = pack(integers, bits)
+    assert stored.shape[1] == -(-columns * bits // 8)
+    assert torch.equal(unpack(stored, bits, columns), integers)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_weights_come_back_from_their_tensors_and_layout(bits: int, symmetric: bool) -> None:
+    weight = torch.randn(6, 45, generator=torch.Generator().manual_seed(3))
+    kept = {"a.weight": round_to_nearest(weight, 16, unsigned=True, bits=bits, symmetric=symmetric, transposed=False)}
+    tensors, layout = to_tensors(kept), json.loads(json.dumps(layout_of(kept)))
+    back = from_tensors(tensors, layout)["a.weight"]
+    assert torch.equal(back.integers, kept["a.weight"].integers)
+    assert torch.equal(back.dequantize(), kept["a.weight"].dequantize())
+    assert back.stored_bytes == sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def test_gaussian_weights_keep_40_db() -> None:

@@ -263,6 +263,7 @@ class _Bench:
                         workloads=[w.row for w in drawn],
                         cold=works[0].row,
                         seconds=self.settings.seconds_per_cell,
+                        warmup=self.settings.warmup_seconds,
                     )
                     added += self.children[-1].seconds if is_added else 0.0
         self._say_what_is_wide(works)

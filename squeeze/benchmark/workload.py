@@ -150,6 +150,11 @@ class BenchSettings(_Settings):
     seconds_per_cell: float = Field(
         default=1.0, gt=0, description="timed calls of a fixed workload go on for this long, five at least"
     )
+    warmup_seconds: float = Field(
+        default=0.1,
+        ge=0,
+        description="untimed calls before them go on for this long, two at least; kept apart in the report",
+    )
     quality: bool = Field(default=True, description="score the held-out examples")
     memory: bool = Field(
         default=True, description="peak and steady memory, in children of their own, and zstd-compressed size"

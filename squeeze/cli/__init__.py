@@ -62,11 +62,35 @@ def quantize(
     model: Annotated[str, typer.Argument(help=MODEL)],
     scheme: Annotated[str, typer.Option(help="A name in `squeeze methods`.")] = "int8",
     out: Out = None,
+    method: Annotated[
+        str, typer.Option(help="round, or gptq, which needs --data; more in `squeeze methods`.")
+    ] = "round",
     block_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale (16 to 256), for decoders.")
+        int | None, typer.Option(help="Weights that share a scale (16 to 256), for block-wise schemes.")
     ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(help="Integers around zero, or with a zero point for each block; none: the scheme's choice."),
+    ] = None,
+    smooth: Annotated[
+        float | None, typer.Option(help="SmoothQuant's α (0.5, say), for decoders; needs --data.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
+    ] = None,
+    calibration: Annotated[int, typer.Option(help="Texts (of decoders: blocks of 512 tokens) to calibrate with.")] = 24,
+    evaluate: Annotated[
+        int,
+        typer.Option(
+            help="Texts left aside, so that `squeeze bench` with the same --data and --evaluate scores others."
+        ),
+    ] = 20,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay in float, as names with * and ?.")] = None,
     task: Task = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="More of data, such as --set data.block_size=256.")
+    ] = None,
+    seed: Seed = 0,
     weights: Weights = None,
     revision: Revision = None,
     json: Json = False,
@@ -74,15 +98,24 @@ def quantize(
 ) -> None:
     """Turn a model's weights into integers; the result is an artifact in a run folder."""
     from squeeze import api
+    from squeeze.recipe import apply_overrides
 
+    splits = {"evaluate": evaluate, "calibration": calibration}
+    content: dict[str, Any] = {"data": {} if data is None else {"path": data, "splits": splits}}
+    apply_overrides(content, settings or ())
     with console.progress(quiet=quiet) as say:
         say(f"quantize {model}", 0, 1)
         artifact = api.quantize(
             model,
             out,
             scheme=scheme,
+            method=method,
             block_size=block_size,
+            symmetric=symmetric,
+            smooth_alpha=smooth,
             keep=keep or (),
+            data=content["data"] or None,
+            seed=seed,
             task=task,
             weights=weights,
             revision=revision,

@@ -3,17 +3,19 @@
 A scheme says how integers are laid out for a task, because the kernels that are fast differ: an encoder multiplies many
 tokens at once, so its activations are quantized too and the integer matrix units do the work; a decoder reads all its
 weights for one token, so smaller weights are the gain, and activations are rounded block by block inside the kernel.
+A method says how a weight finds its integer; scheme and method are chosen apart.
 Rejected: letting ONNX Runtime's own quantizer choose integers at export, which nobody could then compare with anything.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from squeeze.compress.layers import output_matrices, refuse_nonfinite, sparsity_of, weights
 from squeeze.errors import QuantizeError, nearest
 from squeeze.report.schema import LayerRow, StageRecord
 
@@ -22,15 +24,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from squeeze.compress.layerwise import Gram
+    from squeeze.integers import Grid
     from squeeze.model import Model
 
+    Batches = Sequence[Mapping[str, NDArray[np.int64]]]
+    """Calibration texts as the network takes them: input_ids, attention_mask, …, each [batch, length]."""
+
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-SMALL_HEAD = 32
-"""A linear layer with fewer outputs stays in float: its integers save nothing, and it decides the answer."""
 OUTPUT_BLOCK = 32
 """Largest block of the output matrix: the rounding of its input goes straight into the logits (docs/log.md, 2026-11-24)."""
-SMALL_EMBEDDING = 0.01
-"""An embedding with a smaller share of all weights stays in float (position and type tables)."""
 
 
 class QuantizeStage(BaseModel):
@@ -40,8 +43,13 @@ class QuantizeStage(BaseModel):
 
     kind: Literal["quantize"] = "quantize"
     scheme: str = Field(default="int8", description="a name in `squeeze methods`")
+    method: str = Field(default="round", description="how weights find their integers: a name in `squeeze methods`")
     block_size: Literal[16, 32, 64, 128, 256] | None = Field(
-        default=None, description="weights that share a scale, for decoders; none: the scheme's choice for each layer"
+        default=None,
+        description="weights that share a scale, for block-wise schemes; none: the scheme's choice for each layer",
+    )
+    symmetric: bool | None = Field(
+        default=None, description="integers around zero, or with a zero point for each block; none: the scheme's choice"
     )
     smooth_alpha: float | None = Field(
         default=None,
@@ -58,15 +66,22 @@ class QuantizeStage(BaseModel):
             raise ValueError(f"scheme {value!r} is unknown. {nearest(value, SCHEMES)}")
         return value
 
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"method {value!r} is unknown. {nearest(value, METHODS)}")
+        return value
+
     @property
     def needs_data(self) -> bool:
         """Whether the calibration split decides the result."""
-        return self.smooth_alpha is not None
+        return self.smooth_alpha is not None or METHODS[self.method].needs_data
 
-    def apply(self, model: "Model", calibration: "NDArray[np.int64] | None" = None) -> StageRecord:
+    def apply(self, model: "Model", calibration: "Batches" = ()) -> StageRecord:
         """Quantize `model` in place: its network then computes with the dequantized integers, which are kept beside it.
 
-        `calibration` are blocks of tokens [n, length], for the settings that need them.
+        `calibration` are texts as the network takes them, for the settings that need them.
         """
         return quantize_model(model, self, calibration)
 
@@ -78,6 +93,8 @@ class Layout:
     block_size: int
     unsigned: bool
     activations: Literal["block-int8", "dynamic-uint8"]
+    bits: int = 8
+    symmetric: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,69 +106,49 @@ class Scheme:
     layout: Callable[[str], Layout]
 
 
-def quantize_model(model: "Model", stage: QuantizeStage, calibration: "NDArray[np.int64] | None" = None) -> StageRecord:
+@dataclass(frozen=True)
+class Method:
+    """A row of `squeeze methods`: how weights find their integers, given their place on the grid."""
+
+    summary: str
+    source: str
+    needs_data: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to become of one weight matrix."""
+
+    weight: "Tensor"
+    transposed: bool
+    note: str
+    """Why it stays in float; "" where it becomes integers."""
+    block_size: int | None = None
+    grid: "Grid | None" = None
+
+
+def quantize_model(model: "Model", stage: QuantizeStage, calibration: "Batches" = ()) -> StageRecord:
     """Replace every weight that the scheme covers by its integers; say of every other layer why it stayed in float.
 
     Raises QuantizeError for NaN or infinite weights (named), for a model that is already quantized, for a `keep` pattern
-    that matches nothing, and where no layer at all can be quantized.
+    that matches nothing, where calibration texts are missing, and where no layer at all can be quantized.
     """
-    import torch
-
-    from squeeze.integers import round_to_nearest, sqnr_db
-
     if model.integers:
         raise QuantizeError(f"{model.source} is already quantized. Start from the float artifact it was made from.")
     started = time.monotonic()
     refuse_nonfinite(model.network)
-    scheme = SCHEMES[stage.scheme]
-    layout = scheme.layout(model.task)
-    if stage.block_size is not None and layout.block_size == 0:
-        raise QuantizeError(
-            f"block_size is for decoders; {stage.scheme} gives {model.task} one scale per output row. Drop it."
-        )
-    notes = _smoothed(model, stage, layout, calibration)
-    rows: list[LayerRow] = []
-    unmatched = set(stage.keep)
-    outputs = output_matrices(model.network)
-    for name, weight, transposed, reason in weights(model.network):
-        kept = [
-            pattern
-            for pattern in stage.keep
-            if fnmatch(name.removesuffix(".weight"), pattern) or fnmatch(name, pattern)
-        ]
-        unmatched -= set(kept)
-        note = f"kept in float: keep {kept[0]!r}" if kept else reason
-        shape = tuple(weight.shape)
-        if note:
-            rows.append(LayerRow(name=name, shape=shape, bits=32, sparsity=_sparsity(weight), sqnr_db=None, note=note))
-            continue
-        columns = shape[0] if transposed else shape[1]
-        largest = OUTPUT_BLOCK if name in outputs else layout.block_size
-        block = (stage.block_size or best_block(columns, largest)) if layout.block_size else None
-        integer = round_to_nearest(weight, block, unsigned=layout.unsigned, transposed=transposed)
-        dequantized = integer.dequantize()
-        rows.append(
-            LayerRow(
-                name=name,
-                shape=shape,
-                bits=8 * integer.stored_bytes / weight.numel(),
-                sparsity=_sparsity(dequantized),
-                sqnr_db=sqnr_db(weight, dequantized),
-                note=f"one scale per {'row' if block is None else f'{block} weights'}",
-            )
-        )
-        with torch.no_grad():
-            weight.copy_(dequantized)
-        model.integers[name] = integer
-    if unmatched:
-        names = [row.name.removesuffix(".weight") for row in rows]
-        raise QuantizeError(
-            f"keep {sorted(unmatched)[0]!r} matches no layer. {nearest(sorted(unmatched)[0], names[:400])}"
-        )
-    if not model.integers:
+    layout = SCHEMES[stage.scheme].layout(model.task)
+    _refuse_impossible(model, stage, layout, calibration)
+    plans = _plans(model.network, stage, layout)
+    if all(plan.note for plan in plans.values()):
         raise QuantizeError(
             f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize."
         )
+    notes = _smoothed(model, stage, calibration)
+    found: dict[str, tuple[float | None, str]] = {}
+    if stage.method == "gptq":
+        notes += _compensated(model, plans, calibration, found)
+    rows = [_row(model, name, plan, *found.get(name, (None, ""))) for name, plan in plans.items()]
     model.activations = layout.activations
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
@@ -159,67 +156,142 @@ def quantize_model(model: "Model", stage: QuantizeStage, calibration: "NDArray[n
     )  # fmt: skip
 
 
-def _smoothed(
-    model: "Model", stage: QuantizeStage, layout: "Layout", calibration: "NDArray[np.int64] | None"
-) -> tuple[str, ...]:
+def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, calibration: "Batches") -> None:
+    if stage.block_size is not None and layout.block_size == 0:
+        raise QuantizeError(
+            f"block_size is for block-wise schemes; {stage.scheme} gives {model.task} one scale per output row. Drop it, or "
+            "use int8-weight."
+        )
+    if stage.symmetric is False and layout.block_size == 0:
+        raise QuantizeError(
+            f"{stage.scheme} is symmetric for {model.task}: its kernel has no zero point for weights. Drop symmetric."
+        )
+    if stage.symmetric is False and layout.bits == 8:
+        raise QuantizeError("8-bit blocks are symmetric: the embedding kernel shares their bytes. Drop symmetric.")
+    if stage.smooth_alpha is not None and (layout.block_size == 0 or model.factory is not None):
+        raise QuantizeError(f"smooth_alpha is for Transformers decoders, not for {model.task} here. Drop it.")
+    if stage.needs_data and not calibration:
+        wanted = "smooth_alpha" if stage.smooth_alpha is not None else f"method {stage.method}"
+        raise QuantizeError(f"{wanted} needs calibration texts. Set data.splits.calibration, to 4 blocks say.")
+
+
+def _plans(network: "nn.Module", stage: QuantizeStage, layout: Layout) -> dict[str, _Plan]:
+    """What is to become of every weight matrix. Raises QuantizeError for a `keep` pattern that matches nothing."""
+    from torch import nn
+
+    from squeeze.integers import Grid
+
+    plans: dict[str, _Plan] = {}
+    unmatched = set(stage.keep)
+    tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
+    outputs = output_matrices(network)
+    for name, weight, transposed, reason in weights(network):
+        kept = [
+            pattern
+            for pattern in stage.keep
+            if fnmatch(name.removesuffix(".weight"), pattern) or fnmatch(name, pattern)
+        ]
+        unmatched -= set(kept)
+        if kept or reason:
+            plans[name] = _Plan(weight, transposed, f"kept in float: keep {kept[0]!r}" if kept else reason)
+            continue
+        # Tables and the output matrix decide more than they weigh, and the kernel that looks rows up reads 8-bit blocks.
+        is_end = name in outputs or id(weight) in tables
+        bits = 8 if is_end else layout.bits
+        symmetric = bits == 8 or (layout.symmetric if stage.symmetric is None else stage.symmetric)
+        largest = OUTPUT_BLOCK if name in outputs else 256 if is_end else layout.block_size
+        chosen = None if is_end and layout.bits != 8 else stage.block_size
+        columns = weight.shape[0] if transposed else weight.shape[1]
+        block = (chosen or best_block(columns, largest)) if layout.block_size else None
+        plans[name] = _Plan(weight, transposed, "", block, Grid(bits, symmetric, layout.unsigned))
+    if unmatched:
+        names = [name.removesuffix(".weight") for name in plans]
+        raise QuantizeError(
+            f"keep {sorted(unmatched)[0]!r} matches no layer. {nearest(sorted(unmatched)[0], names[:400])}"
+        )
+    return plans
+
+
+def _smoothed(model: "Model", stage: QuantizeStage, calibration: "Batches") -> tuple[str, ...]:
     if stage.smooth_alpha is None:
         return ()
-    if layout.block_size == 0 or model.factory is not None:
-        raise QuantizeError(f"smooth_alpha is for Transformers decoders, not for {model.task} here. Drop it.")
-    if calibration is None or len(calibration) == 0:
-        raise QuantizeError("smooth_alpha needs calibration texts. Set data.splits.calibration, to 4 blocks say.")
+    import numpy as np
+
     from squeeze.compress.smooth import smooth
 
-    count = smooth(model, stage.smooth_alpha, calibration)
-    return (f"{count} norms smoothed (α = {stage.smooth_alpha:g}) from {len(calibration)} calibration blocks",)
+    blocks = np.concatenate([batch["input_ids"] for batch in calibration])
+    count = smooth(model, stage.smooth_alpha, blocks)
+    return (f"{count} norms smoothed (α = {stage.smooth_alpha:g}) from {len(blocks)} calibration blocks",)
 
 
-def weights(network: "nn.Module") -> Iterator[tuple[str, "Tensor", bool, str]]:
-    """Every weight matrix once: (name, tensor, transposed, why it must stay in float or '').
+def _compensated(
+    model: "Model", plans: dict[str, _Plan], calibration: "Batches", found: dict[str, tuple[float | None, str]]
+) -> tuple[str, ...]:
+    """GPTQ on every planned layer inside the repeated blocks; `found` gets the quality of each one's outputs."""
+    from squeeze.compress.gptq import gptq, output_sqnr_db
+    from squeeze.compress.layerwise import walk
+    from squeeze.integers import round_to_nearest
 
-    Tied matrices come once, under their first name. Norms and biases are not matrices and are not listed.
-    """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
+    seconds = tokens = 0.0
 
-    total = sum(p.numel() for p in network.parameters())
-    seen: set[int] = set()
-    for path, module in network.named_modules():
-        if isinstance(module, nn.RNNBase):
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() == 2:
-                    yield (
-                        f"{path}.{name}",
-                        parameter,
-                        False,
-                        f"kept in float: {type(module).__name__} weights are not linear layers",
-                    )
-            continue
-        if not isinstance(module, nn.Linear | nn.Embedding | Conv1D) or id(module.weight) in seen:
-            continue
-        seen.add(id(module.weight))
-        name = f"{path}.weight" if path else "weight"
-        yield name, module.weight, isinstance(module, Conv1D), _why_float(module, total)
+    def treat(layers: "list[tuple[str, nn.Module]]", gram: "Gram") -> None:
+        nonlocal seconds, tokens
+        tokens = gram.tokens
+        for path, _ in layers:
+            name = f"{path}.weight"
+            plan = plans.get(name)
+            if plan is None or plan.grid is None:
+                continue
+            started = time.monotonic()
+            integer = gptq(plan.weight, gram.matrix, plan.block_size, plan.grid, transposed=plan.transposed)
+            plain = round_to_nearest(
+                plan.weight, plan.block_size, unsigned=plan.grid.unsigned, transposed=plan.transposed, bits=plan.grid.bits,
+                symmetric=plan.grid.symmetric,
+            )  # fmt: skip
+            ours, theirs = (output_sqnr_db(plan.weight, w, gram.matrix) for w in (integer, plain))
+            better = "" if theirs is None else f"outputs of rounding to nearest: {theirs:.1f} dB"
+            found[name] = (ours, better)
+            model.integers[name] = integer
+            plan.weight.copy_(integer.dequantize())
+            seconds += time.monotonic() - started
 
-
-def _why_float(module: "nn.Module", total: int) -> str:
-    from torch import nn
-
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    if isinstance(module, nn.Embedding):
-        share = weight.numel() / total
-        return f"kept in float: {share:.1%} of the weights" if share < SMALL_EMBEDDING else ""
-    if isinstance(module, nn.Linear) and module.out_features < SMALL_HEAD:
-        return f"kept in float: a head with {module.out_features} outputs decides the answer and saves nothing"
-    return ""
+    batches = [{name: batch[name] for name in model.text_inputs if name in batch} for batch in calibration]
+    walk(model.network, batches, treat)
+    done = sum(w.integers.numel() for w in model.integers.values())
+    each = 1e9 * seconds / max(done, 1)
+    return (
+        f"GPTQ on {len(model.integers)} layers from {tokens:,.0f} calibration tokens; the rounding itself took {seconds:.0f} s, "
+        f"{each:.0f} ns a weight",
+    )
 
 
-def output_matrices(network: "nn.Module") -> set[str]:
-    """Names of the matrices that give the logits: what get_output_embeddings() says, else a layer named lm_head."""
-    get = getattr(network, "get_output_embeddings", None)
-    head = get() if callable(get) else getattr(network, "lm_head", None)
-    target = getattr(head, "weight", None)
-    return {name for name, weight, _, _ in weights(network) if weight is target}
+def _row(model: "Model", name: str, plan: _Plan, output_sqnr_db: float | None, said: str) -> LayerRow:
+    """Round what no method has rounded yet, put the integers' values into the network, and say what came out."""
+    import torch
+
+    from squeeze.integers import round_to_nearest, sqnr_db
+
+    shape, weight, grid = tuple(plan.weight.shape), plan.weight, plan.grid
+    if grid is None:
+        return LayerRow(
+            name=name, shape=shape, bits=32, sparsity=sparsity_of(weight), sqnr_db=None, note=plan.note
+        )  # fmt: skip
+    noise = None
+    integer = model.integers.get(name)
+    if integer is None:
+        integer = round_to_nearest(
+            weight, plan.block_size, unsigned=grid.unsigned, transposed=plan.transposed, bits=grid.bits, symmetric=grid.symmetric
+        )  # fmt: skip
+        noise = sqnr_db(weight, integer.dequantize())
+        model.integers[name] = integer
+        with torch.no_grad():
+            weight.copy_(integer.dequantize())
+    kind = "" if grid.symmetric else " and zero point"
+    note = f"{grid.bits} bits, one scale{kind} per {'row' if plan.block_size is None else f'{plan.block_size} weights'}"
+    return LayerRow(
+        name=name, shape=shape, bits=8 * integer.stored_bytes / weight.numel(), sparsity=sparsity_of(weight), sqnr_db=noise,
+        output_sqnr_db=output_sqnr_db, note=f"{note}; {said}" if said else note,
+    )  # fmt: skip
 
 
 def best_block(columns: int, largest: int) -> int:
@@ -231,52 +303,52 @@ def best_block(columns: int, largest: int) -> int:
     return max(sizes, key=lambda size: (-(-columns % size), size))
 
 
-def refuse_nonfinite(network: "nn.Module") -> None:
-    """Raise QuantizeError naming the tensors with NaN or infinite values, with their counts."""
-    bad = nonfinite(network)
-    if bad:
-        listed = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:5])
-        raise QuantizeError(
-            f"{len(bad)} tensors hold NaN or infinite weights: {listed}. Repair the checkpoint; nothing was written."
-        )
-
-
-def nonfinite(network: "nn.Module") -> dict[str, int]:
-    """How many NaN or infinite weights each tensor holds; only those that hold any."""
-    counts = {name: 0 if p.sum().isfinite() else int((~p.isfinite()).sum()) for name, p in network.named_parameters()}
-    return {name: count for name, count in counts.items() if count}
-
-
-def weight_rows(model: "Model") -> list[LayerRow]:
-    """Every weight matrix as it is now, without changing it."""
-    rows = []
-    for name, weight, _, _ in weights(model.network):
-        integer = model.integers.get(name)
-        bits = 8 * integer.stored_bytes / weight.numel() if integer is not None else 8 * weight.element_size()
-        rows.append(LayerRow(name=name, shape=tuple(weight.shape), bits=bits, sparsity=_sparsity(weight), sqnr_db=None))
-    return rows
-
-
-def _sparsity(weight: "Tensor") -> float:
-    return 1.0 - int(weight.count_nonzero()) / max(weight.numel(), 1)
-
-
 def _summary(model: "Model", rows: list[LayerRow]) -> str:
-    integers = sum(w.integers.numel() for w in model.integers.values())
-    return f"{len(model.integers)} of {len(rows)} weight matrices are int8: {integers / model.parameters:.1%} of all weights"
+    shares = []
+    for bits in sorted({w.bits for w in model.integers.values()}):
+        chosen = [w for w in model.integers.values() if w.bits == bits]
+        share = sum(w.integers.numel() for w in chosen) / model.parameters
+        shares.append(f"{len(chosen)} of {len(rows)} weight matrices are int{bits}: {share:.1%} of all weights")
+    return "; ".join(shares)
 
 
 def _int8(task: str) -> Layout:
-    if task == "causal-lm":
-        return Layout(block_size=256, unsigned=True, activations="block-int8")
-    return Layout(block_size=0, unsigned=False, activations="dynamic-uint8")
+    return _int8_weight(task) if task == "causal-lm" else Layout(0, unsigned=False, activations="dynamic-uint8")
+
+
+def _int8_weight(task: str) -> Layout:
+    return Layout(256, unsigned=True, activations="block-int8")
+
+
+def _int4_weight(task: str) -> Layout:
+    return Layout(64, unsigned=True, activations="block-int8", bits=4, symmetric=False)
 
 
 SCHEMES: dict[str, Scheme] = {
     "int8": Scheme(
-        summary="int8 weights, symmetric, round to nearest; decoders: one scale per block, activations int8 block by block; "
+        summary="int8 weights, symmetric; decoders: one scale per block, activations int8 block by block; "
         "encoders: one scale per output row, activations uint8 measured as they come",
         source="Jacob et al. 2017, arXiv:1712.05877",
         layout=_int8,
+    ),
+    "int8-weight": Scheme(
+        summary="int8 weights, symmetric, one scale per block; activations int8 block by block inside the kernel",
+        source="Dettmers et al. 2021, arXiv:2110.02861",
+        layout=_int8_weight,
+    ),
+    "int4-weight": Scheme(
+        summary="int4 weights with a zero point, one scale per block of 64; embeddings and the output matrix int8 in blocks; "
+        "activations int8 block by block inside the kernel",
+        source="Dettmers and Zettlemoyer 2022, arXiv:2212.09720",
+        layout=_int4_weight,
+    ),
+}
+
+METHODS: dict[str, Method] = {
+    "round": Method("to the nearest integer", "Jacob et al. 2017, arXiv:1712.05877", needs_data=False),
+    "gptq": Method(
+        "column after column, later columns making up for each error; needs calibration texts",
+        "Frantar et al. 2022, arXiv:2210.17323",
+        needs_data=True,
     ),
 }

@@ -43,7 +43,7 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
 
     Raises ExportError where the architecture cannot be exported, or where an integer weight finds no place in the graph.
     """
-    from squeeze.compress.quantize import refuse_nonfinite
+    from squeeze.compress.layers import refuse_nonfinite
     from squeeze.exporter import genai, passes, placement, trace
 
     settings = settings or ExportSettings()

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from squeeze.errors import ExportError
 from squeeze.exporter.passes import replace
-from squeeze.integers import IntegerWeight
+from squeeze.integers import IntegerWeight, pack, unpack
 
 CONTRIB = "com.microsoft"
 INT8_ACTIVATIONS = 4
@@ -116,11 +118,12 @@ def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
         return 0
     if node.op_type == "Gemm" and (_attribute(node, "transA", 0) or _attribute(node, "alpha", 1.0) != 1.0):
         raise ExportError(f"{node.name} is a Gemm with transA or alpha, which squeeze does not turn into integers.")
-    sizes = {placer.integers[name].block_size for name in layers}
-    if len(sizes) > 1:
+    kinds = {(w.bits, w.block_size, isinstance(w.zero_point, int)) for w in (placer.integers[name] for name in layers)}
+    if len(kinds) > 1:
         raise ExportError(
-            f"{' + '.join(layers)} are one product in the graph but have block sizes {sorted(map(str, sizes))}."
+            f"{' + '.join(layers)} are one product in the graph but of several kinds: {sorted(map(str, kinds))}."
         )
+    sizes = {placer.integers[name].block_size for name in layers}
     new = _block_product(placer, node, layers) if sizes != {None} else _dynamic_product(placer, node, layers)
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     if bias is not None:
@@ -130,15 +133,16 @@ def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
 
 
 def _block_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
-    """x · Wᵀ by MatMulNBits: 8-bit unsigned blocks whose zero point is 128 by the operator's definition."""
+    """x · Wᵀ by MatMulNBits: unsigned blocks, whose zero point is 128 or 8 by the operator's definition where none is given."""
     weight = placer.write(layers, "blocks")
     first = placer.integers[layers[0]]
     attributes = {
-        "K": first.shape[1], "N": sum(placer.integers[n].shape[0] for n in layers), "bits": 8,
+        "K": first.shape[1], "N": sum(placer.integers[n].shape[0] for n in layers), "bits": first.bits,
         "block_size": first.block_size or 0, "accuracy_level": INT8_ACTIVATIONS,
     }  # fmt: skip
     inputs = [node.inputs[0], weight["integers"], weight["scale"]]
-    return [ir.node("MatMulNBits", inputs, attributes, domain=CONTRIB, name=f"{node.name}_int8")]
+    inputs += [weight["zero_point"]] if "zero_point" in weight else []
+    return [ir.node("MatMulNBits", inputs, attributes, domain=CONTRIB, name=f"{node.name}_int{first.bits}")]
 
 
 def _dynamic_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
@@ -171,6 +175,10 @@ def _place_embedding(placer: Placer, node: ir.Node) -> int:
     if layers is None or len(layers) != 1:
         return 0
     integer = placer.integers[layers[0]]
+    if integer.bits != 8:
+        raise ExportError(
+            f"{layers[0]} is a table of {integer.bits}-bit rows, which no kernel looks up. Keep it in float with keep."
+        )
     new = _gather_rows(placer, node, layers) if integer.block_size is None else _gather_blocks(placer, node, layers)
     replace(placer.graph, node, new, new[-1].outputs[0])
     return 1
@@ -238,16 +246,20 @@ def _first_rows(integers: Mapping[str, IntegerWeight]) -> dict[bytes, list[str]]
 
 
 def _blocks(parts: list[IntegerWeight]) -> dict[str, NDArray[Any]]:
-    """[out, blocks, block_size] uint8, the last block filled up with the zero point; scale [out, blocks]."""
-    stored = []
+    """[out, blocks, bytes of a block] uint8, the last block filled up with the zero point; scale [out, blocks]; zero points packed
+    as the integers are, [out, bytes of all blocks], where each block has its own."""
+    stored, zeros = [], []
     for part in parts:
         out, columns = part.shape
         size = part.block_size or columns
         blocks = part.scale.shape[1]
-        full = np.full((out, blocks * size), part.zero_point, dtype=np.uint8)
-        full[:, :columns] = part.integers.numpy()
-        stored.append(full.reshape(out, blocks, size))
-    return {"integers": np.concatenate(stored), "scale": np.concatenate([p.scale.numpy() for p in parts])}
+        zero = part.zero_point if isinstance(part.zero_point, Tensor) else torch.full((out, blocks), part.zero_point)
+        full = zero.to(torch.uint8).repeat_interleave(size, dim=1)
+        full[:, :columns] = part.integers
+        stored.append(pack(full, part.bits).numpy().reshape(out, blocks, size * part.bits // 8))
+        zeros.append(pack(zero.to(torch.uint8), part.bits).numpy())
+    arrays = {"integers": np.concatenate(stored), "scale": np.concatenate([p.scale.numpy() for p in parts])}
+    return arrays if isinstance(parts[0].zero_point, int) else arrays | {"zero_point": np.concatenate(zeros)}
 
 
 def _columns(parts: list[IntegerWeight]) -> dict[str, NDArray[Any]]:
@@ -264,7 +276,10 @@ def _rows(parts: list[IntegerWeight]) -> dict[str, NDArray[Any]]:
 def integers_in_graph(array: NDArray[Any], layout: str, weights: list[IntegerWeight]) -> list[NDArray[Any]]:
     """Undo a layout: the [out, in] integers of each layer as they lie in the graph's initializer. For `verify`."""
     if layout == "blocks":
-        array = array.reshape(array.shape[0], -1)[:, : weights[0].shape[1]]
+        bits, columns = weights[0].bits, weights[0].shape[1]
+        array = unpack(torch.tensor(array.reshape(array.shape[0], -1)), bits, array[0].size * 8 // bits).numpy()[
+            :, :columns
+        ]
     elif layout == "columns":
         array = array.T
     ends = np.cumsum([w.shape[0] for w in weights])

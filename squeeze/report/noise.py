@@ -76,4 +76,4 @@ def _late_warm_up(m: Measurement, where: str) -> Iterator[str]:
         if len(own) > 2:
             logs.append(math.log(own[0] / float(np.median(own[1:]))))
     if len(logs) >= stats.MANY and stats.paired_interval(logs)[0] > math.log(1.1):
-        yield f"{where}: the first timed call is still slower than the others: its warm-up is too short"
+        yield f"{where}: the first timed call is still slower than the others: its warm-up is too short: raise bench.warmup_seconds"

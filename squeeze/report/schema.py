@@ -48,7 +48,10 @@ class LayerRow(Record):
     sparsity: FiniteFloat
     """Share of zeros, [0, 1]."""
     sqnr_db: FiniteFloat | None
-    """Signal to quantization noise; None where nothing was lost or nothing was done."""
+    """Signal to quantization noise of the weights; None where nothing was lost or nothing was done, and where it means nothing:
+    a method that makes one column up for another moves weights away from their nearest integers on purpose."""
+    output_sqnr_db: FiniteFloat | None = None
+    """The same of the layer's outputs on the calibration texts; None where they were not looked at."""
     note: str = ""
     """Such as "kept in float: LSTM has no integer kernel yet"."""
 

@@ -101,7 +101,7 @@ def test_latency_gives_every_workload_in_the_order_asked_with_one_value_for_each
         {"kind": "fixed", "file": inputs, "label": "2×3"},
         {"kind": "dataset", "file": inputs, "label": "4 texts"},
     ]
-    result = result_of(job_for(successor, "latency", workloads=works, cold=works[1], seconds=1e-9), tmp_path)
+    result = result_of(job_for(successor, "latency", workloads=works, cold=works[1], seconds=1e-9, warmup=0), tmp_path)
     generated, fixed, whole = result["workloads"]
     assert [work["label"] for work in result["workloads"]] == ["3+4 tokens", "2×3", "4 texts"]
     assert (len(generated["first_token"]), len(generated["rate"])) == (GENERATIONS, GENERATIONS)
@@ -110,6 +110,17 @@ def test_latency_gives_every_workload_in_the_order_asked_with_one_value_for_each
     assert result["cold_latency"] > 0
     times = [*generated["first_token"], *generated["rate"], *fixed["values"], *whole["values"], result["load_time"]]
     assert all(value > 0 for value in times)
+
+
+def test_warm_up_goes_on_for_as_long_as_asked_and_is_kept_apart(successor: Path, inputs: str, tmp_path: Path) -> None:
+    works = [{"kind": "fixed", "file": inputs, "label": "2×3"}]
+    result = result_of(
+        job_for(successor, "latency", workloads=works, cold=works[0], seconds=1e-9, warmup=0.05), tmp_path
+    )
+    (fixed,) = result["workloads"]
+    assert len(fixed["warmups"]) > WARM_UP
+    assert sum(fixed["warmups"][1:]) >= 0.05 > sum(fixed["warmups"][1:-1])
+    assert len(fixed["values"]) == AT_LEAST
 
 
 def test_quality_writes_outputs_in_the_order_of_the_split(successor: Path, inputs: str, tmp_path: Path) -> None:
@@ -138,7 +149,7 @@ def test_a_child_that_measures_onnxruntime_carries_neither_torch_nor_onnx(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_child_ends_when_its_parent_is_killed(successor: Path, inputs: str, tmp_path: Path) -> None:
     works = [{"kind": "fixed", "file": inputs, "label": "2×3"}]
-    job = job_for(successor, "latency", workloads=works, cold=works[0], seconds=600)
+    job = job_for(successor, "latency", workloads=works, cold=works[0], seconds=600, warmup=0)
     code = (
         "from pathlib import Path; from squeeze.benchmark.child import run_child\n"
         f"run_child({job!r}, Path({str(tmp_path / 'job.json')!r}))"

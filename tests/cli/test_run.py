@@ -185,6 +185,28 @@ def test_single_steps_make_the_same_integers_as_a_recipe_without_smoothing(
     }
 
 
+def test_four_bits_by_gptq_on_the_command_line_export_verify_and_are_smaller(
+    squeeze: Squeeze, place: Path, tiny_llama_folder: Path
+) -> None:
+    words = ("quantize", tiny_llama_folder, "--scheme", "int4-weight", "--method", "gptq", "--out", "four")
+    without = squeeze(*words, where=place)
+    assert without.returncode == 2
+    assert "needs calibration texts" in without.stderr
+    data = ("--data", "prose.txt", "--calibration", 6, "--evaluate", 2, "--set", "data.block_size=16")
+    done = squeeze(*words, *data, "--json", where=place)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)["manifest"]["record"]
+    assert any("GPTQ on 14 layers from 96 calibration tokens" in note for note in record["notes"])
+    assert squeeze("export", "four", where=place).returncode == 0
+    verified = squeeze("verify", "four", "--json", where=place)
+    assert verified.returncode == 0, verified.stderr
+    sizes = {
+        p: json.loads((place / "four" / p / "squeeze.json").read_text("utf-8"))["weight_bytes"]
+        for p in ("0-source", "1-quantize")
+    }
+    assert sizes["1-quantize"] < 0.35 * sizes["0-source"]
+
+
 @pytest.mark.parametrize("command", ["methods", "schema", "doctor"])
 def test_what_describes_squeeze_is_one_json_document(squeeze: Squeeze, command: str, tmp_path: Path) -> None:
     words = (command,) if command == "schema" else (command, "--json")

@@ -1,12 +1,15 @@
 """The int8 stage on real, tiny networks."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from squeeze.compress.quantize import SCHEMES, QuantizeStage, best_block, weights
+from squeeze.compress.layers import weights
+from squeeze.compress.quantize import SCHEMES, QuantizeStage, best_block
 from squeeze.errors import QuantizeError
 from squeeze.model import load_model
 
@@ -24,8 +27,51 @@ def test_every_scheme_leaves_exactly_the_dequantized_weights(
         assert torch.equal(parameters[name], integer.dequantize())
     in_integers = {row.name for row in record.layers if row.bits < 32}
     assert in_integers == set(model.integers)
-    assert all(row.sqnr_db is None or row.sqnr_db > 30 for row in record.layers)
+    assert all(row.sqnr_db is None or row.sqnr_db > (30 if row.bits > 7 else 15) for row in record.layers)
     assert all(row.note for row in record.layers)
+
+
+BATCHES = [
+    {"input_ids": np.random.default_rng(0).integers(0, 100, (4, 24)), "attention_mask": np.ones((4, 24), np.int64)}
+]
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"])
+def test_gptq_brings_the_outputs_nearer_and_says_so_of_every_layer(family: str, request: pytest.FixtureRequest) -> None:
+    model = load_model(request.getfixturevalue(family))
+    record = QuantizeStage(scheme="int4-weight", method="gptq").apply(model, BATCHES)
+    parameters = dict(model.network.named_parameters())
+    for name, integer in model.integers.items():
+        assert torch.equal(parameters[name], integer.dequantize())
+    by_gptq = [row for row in record.layers if row.output_sqnr_db is not None]
+    assert {model.integers[row.name].bits for row in by_gptq} == {4}
+    for row in by_gptq:
+        assert row.output_sqnr_db > float(row.note.split("nearest: ")[1].split(" dB")[0])
+    assert any("GPTQ on" in note and "96 calibration tokens" in note for note in record.notes)
+
+
+def test_four_bit_schemes_keep_tables_and_the_output_matrix_in_eight(tiny_llama_folder: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    record = QuantizeStage(scheme="int4-weight").apply(model)
+    assert {n for n, w in model.integers.items() if w.bits == 8} == {"model.embed_tokens.weight"}
+    assert any("int4" in note and "int8" in note for note in record.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "gptq"}, r"method gptq needs calibration texts\. Set data\.splits\.calibration"),
+        ({"scheme": "int8-weight", "symmetric": False}, "8-bit blocks are symmetric"),
+    ],
+)
+def test_what_cannot_be_says_how_to_mend_it(settings: dict[str, Any], message: str, tiny_llama_folder: Path) -> None:
+    with pytest.raises(QuantizeError, match=message):
+        QuantizeStage(**settings).apply(load_model(tiny_llama_folder))
+
+
+def test_an_unknown_method_offers_the_known() -> None:
+    with pytest.raises(ValidationError, match="gptq"):
+        QuantizeStage(method="gtpq")
 
 
 def test_tied_matrices_are_quantized_once_and_stay_tied(tiny_llama_folder: Path) -> None:

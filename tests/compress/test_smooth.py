@@ -69,4 +69,4 @@ def test_smoothing_without_calibration_names_the_setting(tiny_llama_folder: Path
 
 def test_an_encoder_is_not_smoothed_silently(tiny_bert_folder: Path) -> None:
     with pytest.raises(QuantizeError, match="for Transformers decoders"):
-        QuantizeStage(smooth_alpha=0.5).apply(load_model(tiny_bert_folder), BLOCKS)
+        QuantizeStage(smooth_alpha=0.5).apply(load_model(tiny_bert_folder), [{"input_ids": BLOCKS}])

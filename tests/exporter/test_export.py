@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from squeeze.compress.quantize import QuantizeStage
+from squeeze.compress.quantize import SCHEMES, QuantizeStage
 from squeeze.errors import ExportError, QuantizeError
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx
 from squeeze.model import Model, load_model
@@ -18,14 +18,14 @@ from squeeze.verification import verify
 FAMILIES = ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"]
 
 
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("scheme", [None, *sorted(SCHEMES)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_exports_and_verifies(
-    family: str, quantized: bool, request: pytest.FixtureRequest, tmp_path: Path
+def test_every_family_exports_and_verifies_in_every_scheme(
+    family: str, scheme: str | None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model = load_model(request.getfixturevalue(family))
-    if quantized:
-        QuantizeStage().apply(model)
+    if scheme is not None:
+        QuantizeStage(scheme=scheme).apply(model)
     export_onnx(model, tmp_path)
     checks = verify(model, tmp_path)
     assert [c for c in checks if not c.passed] == []

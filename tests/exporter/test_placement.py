@@ -79,6 +79,45 @@ def test_the_block_kernel_rounds_activations_as_the_simulation_does(columns: int
     assert float(np.linalg.norm(found - simulated.numpy())) < 0.02 * unrounded
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("columns", [64, 96, 72])
+def test_four_bits_with_and_without_zero_points_multiply_as_the_simulation_does(
+    symmetric: bool, columns: int, tmp_path: Path
+) -> None:
+    parts = {
+        n: round_to_nearest(
+            torch.randn(16, columns, generator=SEED) + 0.3, 32, unsigned=True, bits=4, symmetric=symmetric
+        )
+        for n in ("q", "k")
+    }
+    weight = torch.cat([p.dequantize() for p in parts.values()])
+    model = linear_graph(weight.T.contiguous().numpy(), 32)
+    places, _ = place_integers(model, parts, "block-int8")
+    initializers = model.graph.initializers
+    assert ("q+k.zero_point" in initializers) is not symmetric
+    stored = initializers["q+k.integers"].const_value.numpy()
+    assert stored.nbytes == 32 * -(-columns // 32) * 16
+    for found, part in zip(
+        integers_in_graph(stored, places[0]["layout"], list(parts.values())), parts.values(), strict=True
+    ):
+        assert np.array_equal(found, part.integers.numpy())
+    x = torch.randn(7, columns, generator=SEED)
+    found, simulated = run(model, x.numpy(), tmp_path), block_int8(x, 32) @ weight.T
+    unrounded = float(torch.linalg.norm(x @ weight.T - simulated))
+    assert float(np.linalg.norm(found - simulated.numpy())) < 0.05 * unrounded
+
+
+def test_a_table_of_four_bits_is_refused_by_name() -> None:
+    table = round_to_nearest(torch.randn(40, 32, generator=SEED), 32, unsigned=True, bits=4)
+    tensor = ir.tensor(table.dequantize().numpy(), name="t")
+    value = ir.Value(name="t", shape=ir.Shape((40, 32)), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
+    ids = ir.val("ids", ir.DataType.INT64, ["n"])
+    node = ir.node("Gather", [value, ids], name="look_up")
+    graph = ir.Graph([ids], [node.outputs[0]], nodes=[node], initializers=[value], opset_imports={"": 23}, name="g")
+    with pytest.raises(ExportError, match="embed is a table of 4-bit rows"):
+        place_integers(ir.Model(graph, ir_version=10), {"embed": table}, "block-int8")
+
+
 def test_integers_without_a_place_are_an_error() -> None:
     model = linear_graph(np.ones((64, 8), np.float32), 8)
     with pytest.raises(ExportError, match="found no place in the graph, first lost"):

@@ -49,4 +49,4 @@ def test_stalls_drift_and_short_warm_up_are_told_apart(make: Any) -> None:
     assert "became steadily slower" in told
     cold = [value * (1.5 if n % 6 == 0 else 1) for n, value in enumerate(values)]
     (told,) = warnings(make.report(make.measured(make.source, "latency", cold, repeat=repeat)))
-    assert "warm-up is too short" in told
+    assert "warm-up is too short: raise bench.warmup_seconds" in told

@@ -1,0 +1,101 @@
+"""The walk through the blocks: every layer once, in order, with the inputs that it really reads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from squeeze.compress.layerwise import Gram, repeated_blocks, walk
+from squeeze.errors import QuantizeError
+from squeeze.model import load_model
+
+RNG = np.random.default_rng(0)
+BLOCKS = [{"input_ids": RNG.integers(0, 100, (2, 24)), "attention_mask": np.ones((2, 24), np.int64)} for _ in range(2)]
+
+
+def grams(network: nn.Module, batches: list[dict[str, np.ndarray]]) -> dict[str, Gram]:
+    found: dict[str, Gram] = {}
+    walk(network, batches, lambda layers, gram: found.update({name: gram for name, _ in layers}))
+    return found
+
+
+def read_by(network: nn.Module, path: str, batches: list[dict[str, np.ndarray]]) -> torch.Tensor:
+    """All that a layer reads in plain calls of the whole network, without padding."""
+    rows: list[torch.Tensor] = []
+    mask = torch.empty(0)
+    hook = network.get_submodule(path).register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0][mask]))
+    with torch.no_grad():
+        for batch in batches:
+            mask = torch.from_numpy(batch["attention_mask"]).bool()
+            network(**{n: torch.from_numpy(a) for n, a in batch.items()})
+    hook.remove()
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_gpt2_folder", "tiny_bert_folder"])
+def test_every_layer_of_every_block_comes_once_with_what_it_reads(family: str, request: pytest.FixtureRequest) -> None:
+    network = load_model(request.getfixturevalue(family)).network
+    batches = [dict(batch) for batch in BLOCKS]
+    batches[1]["attention_mask"] = np.array([[1] * 24, [1] * 9 + [0] * 15])
+    found = grams(network, batches)
+    name, layers = repeated_blocks(network)
+    kinds = {"Linear", "Conv1D"}
+    assert set(found) == {f"{name}.{path}" for path, module in layers.named_modules() if type(module).__name__ in kinds}
+    for path, gram in found.items():
+        x = read_by(network, path, batches)
+        assert gram.tokens == len(x) == 24 * 3 + 9
+        assert torch.allclose(gram.matrix, x.T @ x / len(x), rtol=1e-3, atol=1e-5)
+
+
+def test_layers_that_read_one_tensor_come_together_and_in_order(tiny_llama_folder: Path) -> None:
+    groups: list[list[str]] = []
+    walk(
+        load_model(tiny_llama_folder).network,
+        BLOCKS,
+        lambda layers, _: groups.append([n.split(".")[-1] for n, _ in layers]),
+    )
+    assert groups == 2 * [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+
+
+def test_later_layers_see_what_was_done_to_earlier_ones(tiny_llama_folder: Path) -> None:
+    network = load_model(tiny_llama_folder).network
+
+    def halve(layers: list[tuple[str, nn.Module]], gram: Gram) -> None:
+        seen.update({name: gram.matrix.clone() for name, _ in layers})
+        for _, module in layers:
+            module.weight.mul_(0.5)
+
+    seen: dict[str, torch.Tensor] = {}
+    walk(network, BLOCKS, halve)
+    last = "model.layers.1.mlp.down_proj"
+    x = read_by(network, last, BLOCKS)  # all before it has been halved by now
+    assert torch.allclose(seen[last], x.T @ x / len(x), rtol=1e-3, atol=1e-5)
+
+
+def test_progress_counts_the_blocks(tiny_bert_folder: Path) -> None:
+    said: list[tuple[int, int]] = []
+    walk(load_model(tiny_bert_folder).network, BLOCKS, lambda *_: None, lambda i, n: said.append((i, n)))
+    assert said == [(1, 2), (2, 2)]
+
+
+def test_inputs_that_are_not_finite_name_the_layer(tiny_llama_folder: Path) -> None:
+    network = load_model(tiny_llama_folder).network
+    network.model.layers[1].input_layernorm.weight[3] = float("inf")
+    with pytest.raises(QuantizeError, match=r"inputs of model\.layers\.1\.self_attn\.q_proj are not finite"):
+        grams(network, BLOCKS)
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    with pytest.raises(QuantizeError, match="no repeated blocks"):
+        repeated_blocks(nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4)))
+
+
+def test_a_gram_matrix_is_the_mean_however_it_is_fed() -> None:
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    gram = Gram(torch.zeros(6, 6))
+    for part in (x[:7], x[7:7], x[7:].view(43, 1, 6)):
+        gram.add(part)
+    assert gram.tokens == 50
+    assert torch.allclose(gram.matrix, x.T @ x / 50, atol=1e-6)
