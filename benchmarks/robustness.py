@@ -98,7 +98,11 @@ def interrupt(folder: Path, _: float) -> dict[str, Any]:
 
 def _stopped(command: Sequence[str], folder: Path, number: signal.Signals, after: int) -> tuple[int, dict[str, bytes]]:
     """Start, send the signal once `after` children have finished; the exit code, and what the journal then holds."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A shell's background job ignores SIGINT, and its children would inherit that.
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while process.poll() is None and len(_finished(folder)) < after:
         time.sleep(0.2)
     process.send_signal(number)

@@ -10,14 +10,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from squeeze.report import stats
+from squeeze.report.floor import floors
 from squeeze.report.schema import Measurement, Report
 from squeeze.report.summary import label
-from squeeze.report.text import percent
+from squeeze.report.text import count, percent
 
 BUSY, STOLEN = 0.05, 0.02
 """Shares of the cores' time used by others, over all timed children, from which a report warns."""
 STALL = 3.0
 """A call this many times the median is a stall."""
+BEATEN = 1.05
+"""Share of its floor from which a cell shows the ceilings to be wrong, and not only noisy."""
 DRIFT = 0.9
 """Spearman correlation of repeats with time from which a machine is said to drift."""
 TIMED = ("latency", "set_time", "time_per_output_token", "time_to_first_token")
@@ -25,7 +28,7 @@ TIMED = ("latency", "set_time", "time_per_output_token", "time_to_first_token")
 
 def warnings(report: Report) -> list[str]:
     """Sentences, each with what to do; none for a quiet run."""
-    return [*_surroundings(report), *(text for m in report.measurements for text in _of(m))]
+    return [*_surroundings(report), *_below_floor(report), *(text for m in report.measurements for text in _of(m))]
 
 
 def _surroundings(report: Report) -> Iterator[str]:
@@ -41,6 +44,17 @@ def _surroundings(report: Report) -> Iterator[str]:
         share = sum(value * seconds for value, seconds in known) / whole
         if share > limit:
             yield f"{who} used {percent(share, 0)} of the cores while times were measured: {mend}, and measure again"
+
+
+def _below_floor(report: Report) -> Iterator[str]:
+    """A cell that is faster than the machine can be says that the machine was measured in a bad moment."""
+    beaten = [row for row in floors(report) if row.share > BEATEN]
+    if beaten:
+        most = max(beaten, key=lambda row: row.share)
+        yield (
+            f"{count(len(beaten), 'cell')} beat what this machine can do ({most.label} of {most.artifact} in {most.runtime} reached "
+            f"{percent(most.share, 0)}), so the ceilings are too low: squeeze bench machine --again, and measure again"
+        )
 
 
 def _of(m: Measurement) -> Iterator[str]:

@@ -30,11 +30,27 @@ def test_a_torn_file_is_measured_again_and_a_folder_that_cannot_be_written_is_no
     ceilings.keep(KNOWN, file)
 
 
+def test_a_ceiling_is_the_best_of_all_libraries_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "WORKING_SETS", (1 << 16,))
+    monkeypatch.setattr(ceilings, "SIDES", (32, 64))
+    seconds = iter([1.0, 4.0, 2.0, 8.0, 1.0])  # of the working set; side 32: torch, ONNX Runtime; side 64: the same
+    monkeypatch.setattr(ceilings, "_best", lambda work: next(seconds))
+    for library in ("_torch_products", "_onnx_products"):
+        monkeypatch.setattr(ceilings, library, lambda *_: [("float32", print)])
+    assert ceilings.measure(1).operations == {"float32": 2 * 64**3 / 1.0}
+
+
+def test_onnx_runtime_multiplies_what_was_asked() -> None:
+    products = dict(ceilings._onnx_products(32, 1))
+    assert set(products) == {"float32", "int8"}
+    assert products["float32"]()[0].shape == products["int8"]()[0].shape == (32, 32)
+
+
 def test_measuring_gives_every_working_set_and_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceilings, "WORKING_SETS", (1 << 16, 1 << 18))
-    monkeypatch.setattr(ceilings, "SIDE", 64)
+    monkeypatch.setattr(ceilings, "SIDES", (32, 64))
     monkeypatch.setattr(ceilings, "TRIES", 2)
     found = ceilings.measure(1)
     assert [point.working_set for point in found.bandwidth] == [1 << 16, 1 << 18]
-    assert {"float32", "bfloat16"} <= set(found.operations)
+    assert {"float32", "bfloat16", "int8"} <= set(found.operations)
     assert all(rate > 0 for rate in found.operations.values())

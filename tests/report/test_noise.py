@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from squeeze.report.noise import warnings
-from squeeze.report.schema import ChildRun
+from squeeze.report.schema import Bandwidth, Ceilings, ChildRun, Cost, Workload
 
 
 def child(**changes: Any) -> ChildRun:
@@ -50,3 +50,28 @@ def test_stalls_drift_and_short_warm_up_are_told_apart(make: Any) -> None:
     cold = [value * (1.5 if n % 6 == 0 else 1) for n, value in enumerate(values)]
     (told,) = warnings(make.report(make.measured(make.source, "latency", cold, repeat=repeat)))
     assert "warm-up is too short: raise bench.warmup_seconds" in told
+
+
+def test_a_cell_that_beats_its_floor_shows_the_ceilings_to_be_too_low(make: Any) -> None:
+    work = Workload(kind="fixed", batch=1, sequence=1)
+    ceilings = Ceilings(
+        threads=2,
+        measured="2026-11-25",
+        operations={"float32": 1e9},
+        bandwidth=(Bandwidth(working_set=1, bytes_per_second=1e12),),
+    )
+    cost = Cost(
+        artifact="export-1-quantize", artifact_digest=make.result.digest, parameters=10, weight_bytes=40, read_bytes=40,
+        operations_per_token=1e9, operations_per_pair=0, cache_bytes_per_token=None, arithmetic="float32",
+    )  # fmt: skip
+
+    def told(seconds: float) -> list[str]:
+        rows = make.measured(make.result, "latency", [seconds] * 5, workload=work)
+        return warnings(make.report(rows, ceilings=ceilings, costs=(cost,)))
+
+    assert told(1.0) == told(0.97) == []
+    (text,) = told(0.5)
+    assert text.startswith(
+        "1 cell beat what this machine can do (latency, 1×1 of export-1-quantize in onnxruntime reached 200\u00a0%)"
+    )
+    assert "squeeze bench machine --again" in text
