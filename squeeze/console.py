@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from squeeze.report.schema import ArtifactChecks, LayerRow, Profile, Report
+from squeeze.report.schema import ArtifactChecks, LayerRow, Profile, Report, StageRecord
 from squeeze.report.text import THIN, amount, encodable, json_text, visible
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ STYLES = {"better": "green", "worse": "red", "failed": "red", "same": "dim", "un
 
 PIPE_WIDTH = 160
 """Columns where no terminal says how many, and COLUMNS does not either."""
+
+SHOWN = 5
+"""Layers of each kind in a stage's short table."""
 
 WHOLE_WORD, GAP = 18, 2
 """Cells up to this width are never broken; space between columns."""
@@ -108,11 +112,27 @@ def print_inspection(found: "Inspected", *, layers: bool) -> None:
         content = [
             (
                 layer.name, "×".join(map(str, layer.shape)), f"{layer.bits:.2f}", f"{layer.sparsity:.1%}",
-                "" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f} dB", layer.note,
+                _decibels(layer.sqnr_db), _decibels(layer.output_sqnr_db), layer.note,
             )
             for layer in found.layers
         ]  # fmt: skip
-        table("layers", ("layer", "shape", "bits", "zeros", "SQNR", "note"), content)
+        table("layers", ("layer", "shape", "bits", "zeros", "SQNR", "of outputs", "note"), content)
+
+
+def print_layers(record: StageRecord, folder: Path) -> None:
+    """What a stage did in short: the layers that it left in float and why, and those that lost most."""
+    left = [(layer.name, layer.note) for layer in record.layers if layer.note.startswith("kept in float")]
+    noisy = [
+        (layer.output_sqnr_db if layer.output_sqnr_db is not None else layer.sqnr_db, layer) for layer in record.layers
+    ]
+    worst = sorted(((db, layer) for db, layer in noisy if db is not None), key=lambda pair: pair[0])[:SHOWN]
+    rows = [*left[:SHOWN], *((layer.name, f"{db:.1f} dB; {layer.note}") for db, layer in worst)]
+    table(f"layers left in float ({len(left)}) and least exact", ("layer", "signal to noise, or why"), rows)
+    message(f"All {len(record.layers)}: squeeze inspect {folder} --layers")
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} dB"
 
 
 def table(

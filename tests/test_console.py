@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from squeeze import console
 from squeeze.inspection import Inspection, Link
 from squeeze.provenance import digest_bytes
 from squeeze.report.headline import headline
-from squeeze.report.schema import ArtifactChecks, Check, LayerRow, Report, read_report
+from squeeze.report.schema import ArtifactChecks, Check, LayerRow, Report, StageRecord, read_report
 
 GOLDEN = Path(__file__).parent / "report" / "golden" / "schema-1.json"
 HOSTILE = "[red]x[/red] \x1b[31mred\x1b[0m \u202egpj.exe \x07"
@@ -131,6 +132,34 @@ def test_an_inspection_lists_sizes_chain_and_layers(open_stream: Open) -> None:
     out = open_stream()
     console.print_inspection(found, layers=False)
     assert "a.weight" not in out.text
+
+
+def test_a_stage_shows_what_stayed_in_float_and_what_lost_most(open_stream: Open, tmp_path: Path) -> None:
+    def layer(name: str, **changes: Any) -> LayerRow:
+        return LayerRow(
+            **{
+                "name": name,
+                "shape": (2, 2),
+                "bits": 8.0,
+                "sparsity": 0.0,
+                "sqnr_db": None,
+                "note": "8 bits",
+                **changes,
+            }
+        )
+
+    layers = (
+        layer("head", bits=32.0, note="kept in float: a head with 3 outputs decides the answer and saves nothing"),
+        *(layer(f"layer.{n}", sqnr_db=40.0 + n) for n in range(8)),
+        layer("gptq", output_sqnr_db=17.25, sqnr_db=3.0),
+    )
+    out = open_stream()
+    console.print_layers(StageRecord(kind="quantize", settings={}, seconds=1.0, layers=layers, notes=()), tmp_path)
+    text = words(out.text)
+    assert "layers left in float (1) and least exact" in text
+    assert "head kept in float: a head with 3 outputs" in text
+    assert text.index("gptq 17.2 dB; 8 bits") < text.index("layer.0 40.0 dB") < text.index("layer.3 43.0 dB")
+    assert "layer.4" not in text
 
 
 def test_away_from_a_terminal_there_is_not_one_escape_sequence(golden: Report, open_stream: Open) -> None:

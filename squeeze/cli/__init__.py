@@ -278,6 +278,8 @@ def _print_artifact(artifact: Any, json: bool) -> None:
     ]
     rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
     console.table(manifest.name, ("", ""), rows)
+    if manifest.record is not None and manifest.record.layers:
+        console.print_layers(manifest.record, artifact.folder)
 
 
 @app.callback(invoke_without_command=True)
