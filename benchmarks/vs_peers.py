@@ -20,6 +20,7 @@ from benchmarks import peers
 from benchmarks.store import CACHE, machine
 from squeeze.console import message, print_report, progress
 from squeeze.data import DataSettings, batches, load_data
+from squeeze.errors import ArtifactError
 from squeeze.model import ModelSettings, load_tokenizer, locate
 from squeeze.recipe import read_recipe
 from squeeze.report import stats
@@ -114,12 +115,18 @@ def load(say: Any) -> Report:
 
 
 def artifacts(name: str) -> Path:
-    """The run folder of a recipe, without its bench; the classifier is trained first where it is not there."""
+    """The run folder of a recipe, without its bench; the classifier is trained first where it is not there.
+
+    What an older squeeze left there, whose recipes had other settings, is made again.
+    """
     if name == "sentiment-int8":
         subprocess.run([sys.executable, ROOT / "benchmarks" / "finetune_sentiment.py"], check=True, cwd=ROOT)
     recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml").model_copy(update={"bench": None})
     RUNS.mkdir(parents=True, exist_ok=True)
-    squeeze.run(recipe, RUNS / name, mode="resume")
+    try:
+        squeeze.run(recipe, RUNS / name, mode="resume")
+    except ArtifactError:
+        squeeze.run(recipe, RUNS / name, mode="fresh")
     return RUNS / name
 
 
