@@ -39,7 +39,7 @@ EXPECTED: dict[str, tuple[tuple[str, str, str, str, str, float], ...]] = {
         ("export-0-source", "openvino", "export-0-source", "onnxruntime", "1×128", 15 / 17.5),
     ),
     "decoder": (
-        ("export-1-quantize", "onnxruntime-genai", "export-0-source", "onnxruntime-genai", "128+64 tokens", 125 / 36.5),
+        ("smollm2-int8/export-1-quantize", "onnxruntime-genai", "export-0-source", "onnxruntime-genai", "128+64 tokens", 125 / 36.5),
         ("export-0-source", "onnxruntime-genai", "0-source", "torch", "128+64 tokens", 36.5 / 21.5),
         ("llama.cpp F32", "llama.cpp", "export-0-source", "onnxruntime-genai", "128+64 tokens", 35 / 36.5),
         ("llama.cpp Q8_0", "llama.cpp", "llama.cpp F32", "llama.cpp", "128+64 tokens", 71.5 / 35),
@@ -87,7 +87,7 @@ def encoder(say: Any) -> Report:
 
 def decoder(say: Any) -> Report:
     """SmolLM2-135M in onnxruntime-genai, torch and llama.cpp."""
-    run = artifacts("smollm2-int8")
+    run, four = artifacts("smollm2-int8"), artifacts("smollm2-int4")
     source = locate(ModelSettings(path="asset:smollm2-135m-instruct"))
     files = [peers.gguf(Path(source), kind) for kind in ("F32", "Q8_0", "Q4_0")]
     recipe = read_recipe(ROOT / "recipes" / "smollm2-int8.yaml")
@@ -95,7 +95,7 @@ def decoder(say: Any) -> Report:
         "runtimes": ["torch", "onnxruntime-genai", "llama.cpp"], "threads": 2, "repeats": 5, "budget_seconds": 0,
         "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
     }  # fmt: skip
-    paths = [run / "0-source", run / "export-0-source", run / "export-1-quantize", *files]
+    paths = [run / "0-source", run / "export-0-source", run / "export-1-quantize", four / "export-1-quantize", *files]
     return squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
 
 

@@ -43,6 +43,8 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+    label: str = ""
+    """What it is called beside others of the same name; "" where its own name will do."""
 
     @property
     def digest(self) -> Digest:
@@ -51,8 +53,8 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """The manifest's name, such as "1-quantize"."""
-        return self.manifest.name
+        """The manifest's name, such as "1-quantize", unless it has a label."""
+        return self.label or self.manifest.name
 
     @property
     def config(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,18 @@ def subjects(paths: Sequence[str | Path], task: str | None) -> tuple[list[Artifa
         raise ArtifactError(f"the artifacts are {told}. Bench one task at a time; name it with --task.")
     agreed = tasks.pop()
     chosen = [a for path in paths for a in (own[path] if path in own else [foreign(Path(path), agreed)])]
-    return chosen, agreed
+    return told_apart(chosen), agreed
+
+
+def told_apart(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """The same artifacts; those that share a name but not their content are called after their run folders as well."""
+    digests: dict[str, set[str]] = {}
+    for artifact in artifacts:
+        digests.setdefault(artifact.name, set()).add(artifact.digest)
+    return [
+        replace(a, label=f"{a.folder.resolve().parent.name}/{a.name}") if len(digests[a.name]) > 1 else a
+        for a in artifacts
+    ]
 
 
 def _tokenizer(chosen: Sequence[Artifact]) -> Any:

@@ -202,7 +202,7 @@ class _Bench:
     def _reference(self) -> int:
         """The cell that others are compared with: the source's export in ONNX Runtime, else the first that is scored."""
         scored = [n for n, cell in enumerate(self.cells) if cell.scores and not cell.blocked]
-        exported = [n for n in scored if self.cells[n].artifact.name == "export-0-source"]
+        exported = [n for n in scored if self.cells[n].artifact.manifest.name == "export-0-source"]
         return (exported or scored or [-1])[0]
 
     def _harness(self) -> None:

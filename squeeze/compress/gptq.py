@@ -19,7 +19,7 @@ SHRINKS = tuple(1 - step / 40 for step in range(17))
 
 
 def gptq(
-    weight: Tensor, gram: Tensor, block_size: int | None, grid: Grid, *, order: bool = False, search: bool = True,
+    weight: Tensor, gram: Tensor, block_size: int | None, grid: Grid, *, order: bool = True, search: bool = True,
     transposed: bool = False,
 ) -> IntegerWeight:  # fmt: skip
     """Integers of `weight` ([out, in], or [in, out] if `transposed`) for inputs whose Gram matrix is `gram` [in, in].
