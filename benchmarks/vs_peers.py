@@ -92,7 +92,7 @@ def decoder(say: Any) -> Report:
     files = [peers.gguf(Path(source), kind) for kind in ("F32", "Q8_0", "Q4_0")]
     recipe = read_recipe(ROOT / "recipes" / "smollm2-int8.yaml")
     settings = {
-        "runtimes": ["torch", "onnxruntime-genai", "llama.cpp"], "threads": 2, "repeats": 5, "budget_seconds": 0,
+        "runtimes": ["torch", "onnxruntime-genai", "llama.cpp"], "threads": 2, "repeats": 8, "budget_seconds": 0,
         "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
     }  # fmt: skip
     paths = [run / "0-source", run / "export-0-source", run / "export-1-quantize", four / "export-1-quantize", *files]
