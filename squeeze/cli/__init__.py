@@ -84,7 +84,7 @@ def quantize(
         typer.Option(
             help="Texts left aside, so that `squeeze bench` with the same --data and --evaluate scores others."
         ),
-    ] = 20,
+    ] = 200,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay in float, as names with * and ?.")] = None,
     task: Task = None,
     settings: Annotated[

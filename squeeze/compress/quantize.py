@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from squeeze.compress.layerwise import Gram
-    from squeeze.integers import Grid
+    from squeeze.integers import Grid, IntegerWeight
     from squeeze.model import Model
 
     Batches = Sequence[Mapping[str, NDArray[np.int64]]]
@@ -125,6 +125,17 @@ class _Plan:
     """Why it stays in float; "" where it becomes integers."""
     block_size: int | None = None
     grid: "Grid | None" = None
+
+    def to_nearest(self) -> "IntegerWeight":
+        """The weight, as it is now, on its grid. Only for one that does not stay in float."""
+        from squeeze.integers import round_to_nearest
+
+        if self.grid is None:
+            raise QuantizeError("a weight that stays in float was to be rounded; this is a bug.")
+        return round_to_nearest(
+            self.weight, self.block_size, unsigned=self.grid.unsigned, transposed=self.transposed, bits=self.grid.bits,
+            symmetric=self.grid.symmetric,
+        )  # fmt: skip
 
 
 def quantize_model(model: "Model", stage: QuantizeStage, calibration: "Batches" = ()) -> StageRecord:
@@ -230,46 +241,34 @@ def _compensated(
     """GPTQ on every planned layer inside the repeated blocks; `found` gets the quality of each one's outputs."""
     from squeeze.compress.gptq import gptq, output_sqnr_db
     from squeeze.compress.layerwise import walk
-    from squeeze.integers import round_to_nearest
 
-    seconds = tokens = 0.0
+    tokens = 0
 
     def treat(layers: "list[tuple[str, nn.Module]]", gram: "Gram") -> None:
-        nonlocal seconds, tokens
+        nonlocal tokens
         tokens = gram.tokens
         for path, _ in layers:
             name = f"{path}.weight"
             plan = plans.get(name)
             if plan is None or plan.grid is None:
                 continue
-            started = time.monotonic()
             integer = gptq(plan.weight, gram.matrix, plan.block_size, plan.grid, transposed=plan.transposed)
-            plain = round_to_nearest(
-                plan.weight, plan.block_size, unsigned=plan.grid.unsigned, transposed=plan.transposed, bits=plan.grid.bits,
-                symmetric=plan.grid.symmetric,
-            )  # fmt: skip
-            ours, theirs = (output_sqnr_db(plan.weight, w, gram.matrix) for w in (integer, plain))
+            ours, theirs = (output_sqnr_db(plan.weight, w, gram.matrix) for w in (integer, plan.to_nearest()))
             better = "" if theirs is None else f"outputs of rounding to nearest: {theirs:.1f} dB"
             found[name] = (ours, better)
             model.integers[name] = integer
             plan.weight.copy_(integer.dequantize())
-            seconds += time.monotonic() - started
 
     batches = [{name: batch[name] for name in model.text_inputs if name in batch} for batch in calibration]
     walk(model.network, batches, treat)
-    done = sum(w.integers.numel() for w in model.integers.values())
-    each = 1e9 * seconds / max(done, 1)
-    return (
-        f"GPTQ on {len(model.integers)} layers from {tokens:,.0f} calibration tokens; the rounding itself took {seconds:.0f} s, "
-        f"{each:.0f} ns a weight",
-    )
+    return (f"GPTQ on {len(model.integers)} layers from {tokens:,} calibration tokens",)
 
 
 def _row(model: "Model", name: str, plan: _Plan, output_sqnr_db: float | None, said: str) -> LayerRow:
     """Round what no method has rounded yet, put the integers' values into the network, and say what came out."""
     import torch
 
-    from squeeze.integers import round_to_nearest, sqnr_db
+    from squeeze.integers import sqnr_db
 
     shape, weight, grid = tuple(plan.weight.shape), plan.weight, plan.grid
     if grid is None:
@@ -279,9 +278,7 @@ def _row(model: "Model", name: str, plan: _Plan, output_sqnr_db: float | None, s
     noise = None
     integer = model.integers.get(name)
     if integer is None:
-        integer = round_to_nearest(
-            weight, plan.block_size, unsigned=grid.unsigned, transposed=plan.transposed, bits=grid.bits, symmetric=grid.symmetric
-        )  # fmt: skip
+        integer = plan.to_nearest()
         noise = sqnr_db(weight, integer.dequantize())
         model.integers[name] = integer
         with torch.no_grad():

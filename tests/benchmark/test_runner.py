@@ -104,7 +104,8 @@ def given_data(file: Path, count: int) -> DataSettings:
 
 def given(**changes: Any) -> BenchSettings:
     quick = {
-        "threads": 1, "repeats": 1, "most_repeats": 1, "seconds_per_cell": 1e-9, "ceilings": False, "energy": False, "load_repeats": 1,
+        "threads": 1, "repeats": 1, "most_repeats": 1, "seconds_per_cell": 1e-9, "warmup_seconds": 0,
+        "ceilings": False, "energy": False, "load_repeats": 1,
     }  # fmt: skip
     return BenchSettings.model_validate(quick | changes)
 

@@ -26,7 +26,7 @@ def test_the_error_of_a_column_goes_onto_the_next_by_hand() -> None:
     weight = torch.tensor([[0.4, 3.0], [-0.4, -7.0]])
     grid = Grid(4, symmetric=True)  # scales 3/7 and 1
     inverse = torch.linalg.inv(gram + DAMPING * torch.eye(2))
-    found = gptq(weight, gram, None, grid, search=False)
+    found = gptq(weight, gram, None, grid, order=False, search=False)
     scale = torch.tensor([3 / 7, 1.0])
     first = torch.round(weight[:, 0] / scale)
     error = weight[:, 0] - first * scale
@@ -39,7 +39,7 @@ def test_the_error_of_a_column_goes_onto_the_next_by_hand() -> None:
 
 def test_uncorrelated_inputs_leave_nothing_to_make_up_for() -> None:
     weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(1))
-    found = gptq(weight, torch.eye(64), 32, INT4, search=False)
+    found = gptq(weight, torch.eye(64), 32, INT4, order=False, search=False)
     plain = round_to_nearest(weight, 32, unsigned=True, bits=4, symmetric=False)
     assert torch.equal(found.integers, plain.integers)
     assert torch.equal(found.scale, plain.scale)
@@ -65,7 +65,7 @@ def test_blocks_wider_than_the_lazy_update_see_all_earlier_errors() -> None:
     """One block of 256 columns, fitted when it is reached, must equal the plain loop that spreads every error at once."""
     gram = gram_of(correlated(1000, 320, seed=3))
     weight = torch.randn(5, 320, generator=torch.Generator().manual_seed(3))
-    found = gptq(weight, gram, 64, INT4, search=False)
+    found = gptq(weight, gram, 64, INT4, order=False, search=False)
     hessian = gram.double()
     upper = torch.linalg.cholesky(
         torch.linalg.inv(hessian + DAMPING * hessian.diagonal().mean() * torch.eye(320, dtype=torch.float64)),

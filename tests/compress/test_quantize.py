@@ -50,6 +50,17 @@ def test_gptq_brings_the_outputs_nearer_and_says_so_of_every_layer(family: str, 
     assert any("GPTQ on" in note and "96 calibration tokens" in note for note in record.notes)
 
 
+def test_gptq_twice_gives_the_same_integers_and_the_same_record(tiny_llama_folder: Path) -> None:
+    models = [load_model(tiny_llama_folder) for _ in range(2)]
+    one, other = (
+        QuantizeStage(scheme="int4-weight", method="gptq").apply(m, BATCHES).model_dump(exclude={"seconds"})
+        for m in models
+    )
+    assert one == other
+    for name, integer in models[0].integers.items():
+        assert torch.equal(integer.integers, models[1].integers[name].integers)
+
+
 def test_four_bit_schemes_keep_tables_and_the_output_matrix_in_eight(tiny_llama_folder: Path) -> None:
     model = load_model(tiny_llama_folder)
     record = QuantizeStage(scheme="int4-weight").apply(model)
