@@ -202,10 +202,14 @@ def label(m: Measurement) -> str:
 
 
 def _names(report: Report) -> dict[Digest, str]:
-    """Digest -> name. Artifacts of two runs may share a name; theirs are told apart by their digests."""
+    """Digest -> name. Artifacts of two runs may share a name; theirs are told apart by what the bench called them, else by digests."""
     named = {m.digest: m.name for m in report.manifests}
+    called = {m.artifact_digest: m.artifact for m in report.measurements if named.get(m.artifact_digest) != m.artifact}
     several = {name for name, times in Counter(named.values()).items() if times > 1}
-    return {digest: f"{name} ({digest[7:15]})" if name in several else name for digest, name in named.items()}
+    return {
+        digest: called.get(digest, f"{name} ({digest[7:15]})") if name in several else name
+        for digest, name in named.items()
+    }
 
 
 def _measured(report: Report) -> list[Measurement]:

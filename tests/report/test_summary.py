@@ -127,6 +127,18 @@ def test_artifacts_of_two_runs_with_one_name_are_told_apart_by_their_digests() -
     assert pivot(cells(run))[0] == ["", f"{before}, onnxruntime", f"{after}, onnxruntime"]
 
 
+def test_what_the_bench_called_them_tells_artifacts_of_one_name_apart() -> None:
+    other = RESULT_EXPORT.model_copy(update={"nonzero_parameters": 4})
+    names = ("eight/export-1-quantize", "four/export-1-quantize")
+    rows = [
+        measured(m, "latency", [v, v, v]).model_copy(update={"artifact": name})
+        for m, v, name in zip((RESULT_EXPORT, other), (2, 1), names, strict=True)
+    ]
+    run = report(*rows, manifests=(RESULT_EXPORT, other))
+    assert ends(run) == names
+    assert pivot(cells(run))[0] == ["", *(f"{name}, onnxruntime" for name in names)]
+
+
 def test_of_several_runtimes_the_same_one_is_compared() -> None:
     row = only_row(
         measured(SOURCE_EXPORT, "latency", [9, 9, 9]),
