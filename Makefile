@@ -33,7 +33,7 @@ check: $(INSTALLED) ## format, lint, types, layers, and the generated parts of t
 	$(BIN)/lint-imports
 	$(BIN)/python benchmarks/readme.py --check
 
-peers: .venv-peers/.installed ## measure squeeze beside OpenVINO, NNCF and llama.cpp: about half an hour, and a compiler
+peers: .venv-peers/.installed ## measure squeeze beside OpenVINO, NNCF and llama.cpp: about an hour, and a compiler
 	.venv-peers/bin/python benchmarks/vs_peers.py
 
 # llama.cpp is compiled without AMX: with it, version 0.3.36 of llama-cpp-python ends in a segmentation fault on quantized models
