@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from squeeze.artifact import Artifact, claim, is_artifact, read_artifact
-from squeeze.errors import ArtifactError, RecipeError
+from squeeze.errors import ArtifactError, QuantizeError, RecipeError
 from squeeze.measuring import bench, exports, self_check, torch_artifacts
 from squeeze.pipeline import (
     Progress,
@@ -33,11 +33,12 @@ def quantize(
     model: str | Path, out: str | Path | None = None, *, scheme: str = "int8", method: str = "round", block_size: int | None = None,
     symmetric: bool | None = None, smooth_alpha: float | None = None, keep: Sequence[str] = (), data: dict[str, Any] | None = None,
     seed: int = 0, task: str | None = None, weights: str | None = None, revision: str | None = None,
+    progress: Progress | None = None,
 ) -> Artifact:  # fmt: skip
     """Quantize a model into the run folder `out`, or an artifact as the next stage of its own run folder.
 
     `data` is as in a recipe; its calibration split serves the settings that need texts. Returns the new artifact; its manifest's
-    record has every layer's bits and signal-to-noise ratio.
+    record has every layer's bits and signal-to-noise ratio. Raises QuantizeError for data that no setting would read.
     """
     from squeeze.compress import QuantizeStage
     from squeeze.data import DataSettings, load_data
@@ -50,12 +51,21 @@ def quantize(
     }  # fmt: skip
     stage = validated(QuantizeStage, given, "quantize")
     settings = None if data is None else validated(DataSettings, data, "data")
+    if settings is not None and not stage.needs_data:
+        raise QuantizeError(
+            "no setting here reads calibration texts. Add a method that does (--method gptq, or --smooth), or drop data."
+        )
+
+    def block(i: int, n: int) -> None:
+        if progress is not None:
+            progress(f"quantize {model}: block {i} of {n}", i, n)
+
     with _parent(model, out, task, weights, revision) as parent:
         number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(parent.folder.parent))
         loaded = None
         if settings is not None:
             loaded = load_data(settings, parent.manifest.task, load_tokenizer(parent.folder), seed)
-        return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}", loaded)
+        return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}", loaded, block)
 
 
 def export(

@@ -162,8 +162,13 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
     yield Step(notes=data.notes, data=data.digests)
     chain = [source]
     for number, stage in enumerate(recipe.stages, start=1):
-        say(f"{stage.kind} {stage.scheme}", 1 + number, total)
-        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data))
+        name = f"{stage.kind} {stage.scheme}"
+        say(name, 1 + number, total)
+
+        def block(i: int, n: int, name: str = name, number: int = number) -> None:
+            say(f"{name}: block {i} of {n}", 1 + number, total)
+
+        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data, block))
         yield Step((chain[-1],))
     exported: list[Artifact] = []
     if recipe.export is not None:
@@ -216,8 +221,17 @@ def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
     return _write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, extra=extra)
 
 
-def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | None" = None) -> Artifact:
-    """One compression stage as the next artifact of the chain; reused where parent, settings and data are the same."""
+def apply_stage(
+    stage: "Stage",
+    parent: Artifact,
+    folder: Path,
+    data: "Data | None" = None,
+    done: Callable[[int, int], None] | None = None,
+) -> Artifact:
+    """One compression stage as the next artifact of the chain; reused where parent, settings and data are the same.
+
+    `done(i, n)` hears of stages that go through the network block by block.
+    """
     from squeeze.integers import layout_of
     from squeeze.model import load_model, save_model
 
@@ -230,7 +244,8 @@ def apply_stage(stage: "Stage", parent: Artifact, folder: Path, data: "Data | No
     if found is not None:
         return found
     model = load_model(parent.folder)
-    record = stage.apply(model, () if calibration is None or data is None else _calibration(data, calibration, model))
+    texts = () if calibration is None or data is None else _calibration(data, calibration, model)
+    record = stage.apply(model, texts, done)
     extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
 
     def fill(place: Path) -> StageRecord:

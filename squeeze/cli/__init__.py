@@ -78,7 +78,7 @@ def quantize(
     data: Annotated[
         str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
     ] = None,
-    calibration: Annotated[int, typer.Option(help="Texts (of decoders: blocks of 512 tokens) to calibrate with.")] = 24,
+    calibration: Annotated[int, typer.Option(help="Texts (of decoders: blocks of 512 tokens) to calibrate with.")] = 16,
     evaluate: Annotated[
         int,
         typer.Option(
@@ -115,6 +115,7 @@ def quantize(
             smooth_alpha=smooth,
             keep=keep or (),
             data=content["data"] or None,
+            progress=say,
             seed=seed,
             task=task,
             weights=weights,

@@ -31,7 +31,7 @@ def gptq(
     matrix = (weight.T if transposed else weight).detach().to(torch.float32).clone()
     out, columns = matrix.shape
     size = block_size or columns
-    hessian = gram.to(torch.float64)
+    hessian = gram.to(torch.float64, copy=True)
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     matrix[:, dead] = 0

@@ -11,8 +11,8 @@ hooks that keep whole activations (they grow with the calibration set).
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,8 @@ def walk(
     """Call `treat(layers, gram)` for every group of linear layers that read one tensor, in the order in which they run.
 
     `batches` are calibration texts as the network takes them, each array [texts, length]; padding does not count.
-    `layers` are (name, module); `treat` changes their weights in place. `done(i, n)`
-    is called after block i of n. Layers outside the repeated blocks (the output matrix, say) are not treated.
+    `layers` are (name, module); `treat` changes their weights in place. `done(i, n)` is called after block i of n.
+    Layers outside the repeated blocks (the output matrix, say) are not treated.
     Raises QuantizeError where the network has no repeated blocks, or a layer's inputs are not finite.
     """
     name, layers = repeated_blocks(network)
@@ -65,8 +65,8 @@ def walk(
                 gram = _gram(block, group, calls)
                 if not bool(gram.matrix.isfinite().all()):
                     raise QuantizeError(
-                        f"the inputs of {name}.{number}.{group[0][0]} are not finite on the calibration texts. Check the "
-                        "checkpoint, or leave the layer in float with keep."
+                        f"the inputs of {name}.{number}.{group[0][0]} are not finite on the calibration texts. "
+                        "Repair the checkpoint; nothing was written."
                     )
                 treat([(f"{name}.{number}.{path}", module) for path, module in group], gram)
             for call in calls:
@@ -122,7 +122,7 @@ def _first_inputs(
             inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
             mask = inputs.get("attention_mask")
             valid = None if mask is None or bool(mask.all()) else mask.bool()
-            with _until_enough():
+            with suppress(_Enough):
                 network(**inputs, **cacheless)
     finally:
         hook.remove()
@@ -181,16 +181,10 @@ def _gram(block: nn.Module, group: list[tuple[str, nn.Module]], calls: list[_Cal
     try:
         for call in calls:
             valid = call.valid
-            with _until_enough():
+            with suppress(_Enough):
                 block(*call.args, **call.kwargs)
     finally:
         hook.remove()
     if found is None:
         raise QuantizeError(f"{group[0][0]} was not reached by the calibration texts.")
     return found
-
-
-@contextmanager
-def _until_enough() -> Iterator[None]:
-    with suppress(_Enough):
-        yield

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Batches = Sequence[Mapping[str, NDArray[np.int64]]]
     """Calibration texts as the network takes them: input_ids, attention_mask, …, each [batch, length]."""
+    Done = Callable[[int, int], None]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 OUTPUT_BLOCK = 32
@@ -78,12 +79,13 @@ class QuantizeStage(BaseModel):
         """Whether the calibration split decides the result."""
         return self.smooth_alpha is not None or METHODS[self.method].needs_data
 
-    def apply(self, model: "Model", calibration: "Batches" = ()) -> StageRecord:
+    def apply(self, model: "Model", calibration: "Batches" = (), done: "Done | None" = None) -> StageRecord:
         """Quantize `model` in place: its network then computes with the dequantized integers, which are kept beside it.
 
-        `calibration` are texts as the network takes them, for the settings that need them.
+        `calibration` are texts as the network takes them, for the settings that need them;
+        `done(i, n)` hears of the methods that go through the network block by block.
         """
-        return quantize_model(model, self, calibration)
+        return quantize_model(model, self, calibration, done)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ class _Plan:
         )  # fmt: skip
 
 
-def quantize_model(model: "Model", stage: QuantizeStage, calibration: "Batches" = ()) -> StageRecord:
+def quantize_model(
+    model: "Model", stage: QuantizeStage, calibration: "Batches" = (), done: "Done | None" = None
+) -> StageRecord:
     """Replace every weight that the scheme covers by its integers; say of every other layer why it stayed in float.
 
     Raises QuantizeError for NaN or infinite weights (named), for a model that is already quantized, for a `keep` pattern
@@ -158,7 +162,7 @@ def quantize_model(model: "Model", stage: QuantizeStage, calibration: "Batches" 
     notes = _smoothed(model, stage, calibration)
     found: dict[str, tuple[float | None, str]] = {}
     if stage.method == "gptq":
-        notes += _compensated(model, plans, calibration, found)
+        notes += _compensated(model, plans, calibration, found, done)
     rows = [_row(model, name, plan, *found.get(name, (None, ""))) for name, plan in plans.items()]
     model.activations = layout.activations
     return StageRecord(
@@ -183,7 +187,9 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
         raise QuantizeError(f"smooth_alpha is for Transformers decoders, not for {model.task} here. Drop it.")
     if stage.needs_data and not calibration:
         wanted = "smooth_alpha" if stage.smooth_alpha is not None else f"method {stage.method}"
-        raise QuantizeError(f"{wanted} needs calibration texts. Set data.splits.calibration, to 4 blocks say.")
+        raise QuantizeError(
+            f"{wanted} needs calibration texts. Set data.splits.calibration, to 4 blocks say; or --data."
+        )
 
 
 def _plans(network: "nn.Module", stage: QuantizeStage, layout: Layout) -> dict[str, _Plan]:
@@ -236,8 +242,9 @@ def _smoothed(model: "Model", stage: QuantizeStage, calibration: "Batches") -> t
 
 
 def _compensated(
-    model: "Model", plans: dict[str, _Plan], calibration: "Batches", found: dict[str, tuple[float | None, str]]
-) -> tuple[str, ...]:
+    model: "Model", plans: dict[str, _Plan], calibration: "Batches", found: dict[str, tuple[float | None, str]],
+    done: "Done | None",
+) -> tuple[str, ...]:  # fmt: skip
     """GPTQ on every planned layer inside the repeated blocks; `found` gets the quality of each one's outputs."""
     from squeeze.compress.gptq import gptq, output_sqnr_db
     from squeeze.compress.layerwise import walk
@@ -260,7 +267,7 @@ def _compensated(
             plan.weight.copy_(integer.dequantize())
 
     batches = [{name: batch[name] for name in model.text_inputs if name in batch} for batch in calibration]
-    walk(model.network, batches, treat)
+    walk(model.network, batches, treat, done)
     return (f"GPTQ on {len(model.integers)} layers from {tokens:,} calibration tokens",)
 
 

@@ -192,6 +192,9 @@ def test_four_bits_by_gptq_on_the_command_line_export_verify_and_are_smaller(
     without = squeeze(*words, where=place)
     assert without.returncode == 2
     assert "needs calibration texts" in without.stderr
+    unread = squeeze("quantize", tiny_llama_folder, "--data", "prose.txt", "--out", "four", where=place)
+    assert unread.returncode == 2
+    assert "no setting here reads calibration texts" in unread.stderr
     data = ("--data", "prose.txt", "--calibration", 6, "--evaluate", 2, "--set", "data.block_size=16")
     done = squeeze(*words, *data, "--json", where=place)
     assert done.returncode == 0, done.stderr
