@@ -14,7 +14,7 @@ user's home and brings fingerprints of its own, where a tuple of strings is all 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,6 +90,18 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.texts) if self.texts is not None else 0 if self.blocks is None else len(self.blocks)
+
+    def first(self, count: int | None) -> "Split":
+        """The first examples of this split, which are as random as any; all where there are fewer, or `count` is None.
+
+        The digest stays the whole split's: how many were used is in the settings of whoever asked.
+        """
+        return replace(
+            self,
+            texts=None if self.texts is None else self.texts[:count],
+            labels=None if self.labels is None else self.labels[:count],
+            blocks=None if self.blocks is None else self.blocks[:count],
+        )
 
 
 @dataclass(frozen=True)

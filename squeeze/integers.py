@@ -53,6 +53,15 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class InputGrid:
+    """How a layer's inputs become uint8, fixed beforehand: x ≈ scale · (q − zero_point), q in [0, 255]."""
+
+    scale: float
+    """A float32 number."""
+    zero_point: int
+
+
+@dataclass(frozen=True)
 class IntegerWeight:
     """A weight matrix as integers [out, in] with one scale per row and block, scale [out, ceil(in / block_size)]."""
 
@@ -66,6 +75,11 @@ class IntegerWeight:
     transposed: bool = False
     """True where the network stores the matrix as [in, out] (GPT-2's Conv1D)."""
     bits: int = 8
+    divisor: Tensor | None = None
+    """[in]: what the inputs are divided by before they are rounded; the columns were multiplied by it before they were
+    (SmoothQuant, where no norm can take it). The integers then stand for w · divisor, and the weight is that divided by it."""
+    inputs: InputGrid | None = None
+    """Where the layer's inputs have a range fixed by calibration; None: they are rounded as they come, or not at all."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,15 +91,18 @@ class IntegerWeight:
         """Bytes of integers, scales and zero points on disk."""
         packed = self.integers.shape[0] * -(-self.integers.shape[1] * self.bits // 8)
         zeros = self.zero_point.numel() if isinstance(self.zero_point, Tensor) else 0
-        return packed + self.scale.numel() * self.scale.element_size() + zeros
+        divisor = 0 if self.divisor is None else 4 * self.divisor.numel()
+        return packed + self.scale.numel() * self.scale.element_size() + zeros + divisor
 
     def dequantize(self) -> Tensor:
         """The float32 weight that these integers stand for, in the network's own orientation."""
-        zero = self._wide(self.zero_point) if isinstance(self.zero_point, Tensor) else self.zero_point
-        weight = (self.integers.to(torch.float32) - zero) * self._wide(self.scale)
+        zero = self.wide(self.zero_point) if isinstance(self.zero_point, Tensor) else self.zero_point
+        weight = (self.integers.to(torch.float32) - zero) * self.wide(self.scale)
+        if self.divisor is not None:
+            weight = weight / self.divisor
         return weight.T.contiguous() if self.transposed else weight
 
-    def _wide(self, by_block: Tensor) -> Tensor:
+    def wide(self, by_block: Tensor) -> Tensor:
         """[out, blocks] as [out, in], or as [out, 1] where a row is one block."""
         if self.block_size is None:
             return by_block
@@ -93,9 +110,12 @@ class IntegerWeight:
 
 
 def round_to_nearest(
-    weight: Tensor, block_size: int | None, *, unsigned: bool, transposed: bool = False, bits: int = 8, symmetric: bool = True
+    weight: Tensor, block_size: int | None, *, unsigned: bool, transposed: bool = False, bits: int = 8, symmetric: bool = True,
+    whole: bool = False,
 ) -> IntegerWeight:  # fmt: skip
     """Integers by rounding to nearest (ties to even), one scale for each row or block of a row, from its extreme values.
+
+    `whole`: one for the whole matrix, written for every row all the same, as the kernels read it.
 
     `weight` is [out, in], or [in, out] if `transposed`. A row or block of zeros gets scale 1. Property that the tests
     hold: |w − dequantize| ≤ scale / 2, on an asymmetric grid ≤ scale (the zero point is rounded, too).
@@ -103,7 +123,10 @@ def round_to_nearest(
     grid = Grid(bits, symmetric, unsigned)
     matrix = (weight.T if transposed else weight).detach().to(torch.float32)
     blocks = in_blocks(matrix, block_size)
-    scale, zero_point = grid.fit(blocks.amin(dim=2), blocks.amax(dim=2))
+    low, high = blocks.amin(dim=2), blocks.amax(dim=2)
+    if whole:
+        low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+    scale, zero_point = grid.fit(low, high)
     rounded = grid.round(blocks, scale.unsqueeze(2), zero_point.unsqueeze(2)).flatten(1)[:, : matrix.shape[1]]
     return integer_weight(rounded, scale, zero_point, grid, block_size, transposed=transposed)
 
@@ -147,6 +170,11 @@ def to_tensors(weights: Mapping[str, IntegerWeight]) -> dict[str, Tensor]:
         tensors[f"{name}.scale"] = weight.scale.contiguous()
         if isinstance(weight.zero_point, Tensor):
             tensors[f"{name}.zero_point"] = weight.zero_point.contiguous()
+        if weight.divisor is not None:
+            tensors[f"{name}.divisor"] = weight.divisor.contiguous()
+        if weight.inputs is not None:
+            tensors[f"{name}.input_scale"] = torch.tensor([weight.inputs.scale], dtype=torch.float32)
+            tensors[f"{name}.input_zero_point"] = torch.tensor([weight.inputs.zero_point], dtype=torch.uint8)
     return tensors
 
 
@@ -168,9 +196,13 @@ def from_tensors(tensors: Mapping[str, Tensor], layout: Mapping[str, Mapping[str
         stored, bits = tensors[f"{name}.integers"], row.get("bits", 8)
         integers = unpack(stored, bits, row.get("columns", stored.shape[1]))
         zero = tensors[f"{name}.zero_point"] if row["zero_point"] is None else row["zero_point"]
+        inputs = None
+        if f"{name}.input_scale" in tensors:
+            inputs = InputGrid(float(tensors[f"{name}.input_scale"]), int(tensors[f"{name}.input_zero_point"]))
         found[name] = IntegerWeight(
-            integers, tensors[f"{name}.scale"], zero, row["block_size"], row["transposed"], bits
-        )
+            integers, tensors[f"{name}.scale"], zero, row["block_size"], row["transposed"], bits,
+            tensors.get(f"{name}.divisor"), inputs,
+        )  # fmt: skip
     return found
 
 
@@ -195,6 +227,22 @@ def dynamic_uint8(x: Tensor) -> Tensor:
         return x
     zero_point = torch.round(-low / scale).clamp(0, 255)
     return (torch.round(x / scale).add(zero_point).clamp(0, 255) - zero_point) * scale
+
+
+def static_uint8(x: Tensor, grid: InputGrid, divisor: Tensor | None = None) -> Tensor:
+    """`x` after ONNX's QuantizeLinear with a fixed range and back; where there is a divisor, x / divisor is rounded.
+
+    Follows the operator to the letter (round half to even, saturate), so that a simulated run differs from ONNX Runtime only by the
+    order of float additions.
+    """
+    y = x if divisor is None else x * reciprocal(divisor)
+    y = (torch.round(y / grid.scale) + grid.zero_point).clamp(0, 255).sub(grid.zero_point) * grid.scale
+    return y if divisor is None else y * divisor
+
+
+def reciprocal(divisor: Tensor) -> Tensor:
+    """What an export multiplies inputs by: a product is several times faster than a quotient."""
+    return 1 / divisor
 
 
 def block_int8(x: Tensor, block_size: int) -> Tensor:

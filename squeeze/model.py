@@ -25,7 +25,7 @@ from squeeze.artifact import Artifact, is_artifact, read_artifact
 from squeeze.checkpoint import check_config, check_missing, check_weight_files, hub_errors, quiet_transformers
 from squeeze.errors import ModelError, nearest
 from squeeze.rows import asset_path
-from squeeze.tasks import TASKS, check_task, infer_task, positions
+from squeeze.tasks import TASKS, auto_class, check_task, infer_task, positions
 
 if TYPE_CHECKING:
     import torch
@@ -170,7 +170,6 @@ def locate(settings: ModelSettings) -> Path | str:
 
 def _from_transformers(location: Path | str, settings: ModelSettings, task: str | None) -> Model:
     import torch
-    import transformers
 
     notes: list[str] = []
     config, task = _read_config(location, settings, task)
@@ -179,10 +178,12 @@ def _from_transformers(location: Path | str, settings: ModelSettings, task: str 
         check_weight_files(location, allow_pickle=settings.allow_pickle)
     if str(getattr(config, "dtype", "float32")) in ("torch.float16", "torch.bfloat16", "float16", "bfloat16"):
         notes.append(f"the checkpoint is {config.dtype}; it is computed in float32 here")
-    auto = getattr(transformers, TASKS[task].auto_class)
+    if getattr(config, "is_encoder_decoder", False):
+        config.is_encoder_decoder = False  # T5Gemma's encoder opens with nothing else, T5's sets it so itself
+        notes.append(f"{config.model_type} is an encoder-decoder; its encoder alone is opened, the decoder left out")
     with hub_errors(location), quiet_transformers():
-        network, info = auto.from_pretrained(
-            location, dtype=torch.float32, output_loading_info=True,
+        network, info = auto_class(config, task).from_pretrained(
+            location, config=config, dtype=torch.float32, output_loading_info=True,
             use_safetensors=None if settings.allow_pickle else True, **options,
         )  # fmt: skip
         tokenizer = _tokenizer(location, options)
@@ -204,17 +205,16 @@ def _read_config(location: Path | str, settings: ModelSettings, task: str | None
     """
     import transformers
 
-    described: dict[str, Any] | None = None
     if isinstance(location, Path):
         described = check_config(location, trust_remote_code=settings.trust_remote_code)
         task = task or infer_task(described)
         check_task(described, task)
     with hub_errors(location):
         config = transformers.AutoConfig.from_pretrained(location, **_options(location, settings))
-    if described is None:
-        task = task or infer_task(config.to_dict())
-        check_task(config.to_dict(), task)
-    return config, str(task)
+    # Here too for a local one: what its config.json leaves out, that it is an encoder-decoder say, the class fills in.
+    task = task or infer_task(config.to_dict())
+    check_task(config.to_dict(), task)
+    return config, task
 
 
 def _options(location: Path | str, settings: ModelSettings) -> dict[str, Any]:
@@ -310,7 +310,7 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
         model = _from_transformers(folder, settings.model_copy(update={"path": str(folder)}), manifest.task)
     else:
         config = transformers.AutoConfig.from_pretrained(folder)
-        network = getattr(transformers, TASKS[manifest.task].auto_class).from_config(config, dtype=torch.float32)
+        network = auto_class(config, manifest.task).from_config(config, dtype=torch.float32)
         _drop_pooler(network, manifest.task)
         model = Model(network, _tokenizer(folder, {}), manifest.task, "", network.config.to_dict())
     if INTEGERS in manifest.files:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from squeeze.benchmark import Measured
-    from squeeze.compress import Stage
+    from squeeze.compress import QatStage, Stage
     from squeeze.data import Data, Split
     from squeeze.exporter import ExportSettings
     from squeeze.model import Model, ModelSettings
@@ -168,7 +168,7 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
         def block(i: int, n: int, name: str = name, number: int = number) -> None:
             say(f"{name}: block {i} of {n}", 1 + number, total)
 
-        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data, block))
+        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data, block, source))
         yield Step((chain[-1],))
     exported: list[Artifact] = []
     if recipe.export is not None:
@@ -227,16 +227,19 @@ def apply_stage(
     folder: Path,
     data: "Data | None" = None,
     done: Callable[[int, int], None] | None = None,
+    source: Artifact | None = None,
 ) -> Artifact:
     """One compression stage as the next artifact of the chain; reused where parent, settings and data are the same.
 
-    `done(i, n)` hears of stages that go through the network block by block.
+    `done(i, n)` hears of stages that go through the network block by block, or train step by step; a stage that trains has
+    `source` for its teacher.
     """
     from squeeze.integers import layout_of
     from squeeze.model import load_model, save_model
 
-    calibration = data.splits.get("calibration") if data is not None and stage.needs_data else None
-    used = {} if calibration is None else {"calibration": calibration.digest}
+    name = "calibration" if stage.kind == "quantize" else "train"
+    split = data.splits.get(name) if data is not None and stage.needs_data else None
+    used = {} if split is None else {name: split.digest}
     inputs = digest_json(
         {"squeeze": __version__, "parent": parent.digest, "stage": stage.model_dump(mode="json"), "data": dict(used)}
     )
@@ -244,8 +247,13 @@ def apply_stage(
     if found is not None:
         return found
     model = load_model(parent.folder)
-    texts = () if calibration is None or data is None else _calibration(data, calibration, model)
-    record = stage.apply(model, texts, done)
+    if stage.kind == "quantize":
+        record = stage.apply(model, () if split is None or data is None else _calibration(data, split, model), done)
+    else:
+        teacher = None if source is None else load_model(source.folder)
+        record = stage.apply(
+            model, () if split is None or data is None else _training(data, split, model, stage), done, teacher
+        )
     extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
 
     def fill(place: Path) -> StageRecord:
@@ -262,6 +270,21 @@ def _calibration(data: "Data", split: "Split", model: "Model") -> "list[dict[str
     length = data.settings.block_size if model.task == "causal-lm" else data.settings.max_length
     rows = max(1, CALIBRATION_TOKENS // length)
     return batches(split, model.tokenizer, model.task, batch=rows, max_length=data.settings.max_length)
+
+
+def _training(data: "Data", split: "Split", model: "Model", stage: "QatStage") -> "list[dict[str, NDArray[np.int64]]]":
+    """The train split, or its first examples, in batches of like length, with labels where the task has them."""
+    import numpy as np
+
+    from squeeze.data import batches
+
+    found = batches(
+        split.first(stage.examples), model.tokenizer, model.task, batch=stage.batch, max_length=data.settings.max_length
+    )
+    if split.labels is not None:
+        labels = np.array(split.labels, np.int64)
+        found = [{**batch, "labels": labels[batch["index"]]} for batch in found]
+    return found
 
 
 def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") -> Artifact:

@@ -9,6 +9,7 @@ includes and variables in recipes (what was run must be readable from one file).
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -50,12 +51,17 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         """What can never work is refused now and not after an hour."""
-        for number, stage in enumerate(self.stages[:-1]):
-            if stage.kind == "quantize":
+        kinds = [stage.kind for stage in self.stages]
+        for number, (kind, following) in enumerate(pairwise(kinds)):
+            if kind in ("quantize", "qat") and following != "qat":
                 raise ValueError(
-                    f"stages[{number}] (quantize) is not the last stage. It turns weights into integers, which later "
-                    "stages cannot change: move it to the end."
+                    f"stages[{number}] ({kind}) is followed by {following}. It leaves integers, which only qat can go on "
+                    "training: move it to the end."
                 )
+        if kinds[:1] == ["qat"] or any(
+            k == "qat" and before not in ("quantize", "qat") for before, k in pairwise(kinds)
+        ):
+            raise ValueError("qat trains what a quantize stage has made. Put one right before it.")
         if self.verify is not None and self.export is None:
             raise ValueError("verify checks an export, and there is none. Add a line `export: {}`, or drop verify.")
         return self

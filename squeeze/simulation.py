@@ -5,12 +5,14 @@ wherever it is read.
 """
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from squeeze.integers import block_int8, dynamic_uint8
-from squeeze.model import Model, aliases
+from squeeze.integers import IntegerWeight, block_int8, dynamic_uint8, reciprocal, static_uint8
+from squeeze.model import Model, aliases, answer
 
 
 def simulation(model: Model) -> nn.Module:
@@ -31,11 +33,66 @@ def simulate_activations(model: Model) -> None:
     if model.activations == "float":
         return
     shared = aliases(model.network)
+    first_only = _first_token_only(model) if model.activations == "dynamic-uint8" else set()
     for path, module in model.network.named_modules():
         name = f"{path}.weight"
         weight = model.integers.get(shared.get(name, name))
         if weight is None or isinstance(module, nn.Embedding):
             continue
-        size = weight.block_size
-        rounded = dynamic_uint8 if size is None else partial(block_int8, block_size=size)
+        rounded = input_rounding(weight)
+        if path in first_only:
+            rounded = partial(_of_first_token, rounded)
         module.register_forward_pre_hook(lambda _module, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:]))
+
+
+def input_rounding(weight: IntegerWeight) -> Callable[[Tensor], Tensor]:
+    """What the kernel that multiplies these integers does to its inputs, there and back."""
+    if weight.block_size is not None:
+        return partial(block_int8, block_size=weight.block_size)
+    if weight.inputs is not None:
+        return partial(static_uint8, grid=weight.inputs, divisor=weight.divisor)
+    if weight.divisor is None:
+        return dynamic_uint8
+    divisor, inverse = weight.divisor, reciprocal(weight.divisor)
+    return lambda x: dynamic_uint8(x * inverse) * divisor
+
+
+def _of_first_token(rounded: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Only token 0 rounded, in the range that it has by itself: an export computes no other there."""
+    out = x.clone()
+    out[:, :1] = rounded(x[:, :1])
+    return out
+
+
+def _first_token_only(model: Model) -> set[str]:
+    """Linear layers of a classifier whose outputs count at token 0 alone: there the answer's gradient is zero everywhere else.
+
+    The export leaves the other tokens out (squeeze.exporter.attention), and a range measured as it comes is then another one.
+    """
+    if model.task != "text-classification" or model.factory is not None:
+        return set()
+    added: dict[str, Tensor] = {}
+    hooks = []
+    for path, module in model.network.named_modules():
+        if isinstance(module, nn.Linear):
+
+            def ran(_: nn.Module, _inputs: object, output: Tensor, path: str = path) -> Tensor | None:
+                if output.dim() != 3:
+                    return None
+                added[path] = torch.zeros_like(output, requires_grad=True)
+                return output + added[path]
+
+            hooks.append(module.register_forward_hook(ran))
+    try:
+        with torch.enable_grad():
+            ids = torch.arange(5, 13).unsqueeze(0)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+            out = model.network(**{name: inputs[name] for name in model.text_inputs})
+            answer(out, model.task).sum().backward()  # type: ignore[no-untyped-call]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    grads = {path: zero.grad for path, zero in added.items()}
+    return {
+        path for path, grad in grads.items() if grad is not None and not bool(grad[:, 1:].any()) and bool(grad.any())
+    }

@@ -16,6 +16,15 @@ from typing import Any
 
 from squeeze.errors import ModelError, nearest
 
+# fmt: off
+AFTER_PADDING = frozenset([
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+])
+# fmt: on
+"""Model types that number positions from after the padding token's row, as RoBERTa does, so that those rows of the table are
+never read: 514 rows, 512 positions. By name, because nothing else in config.json tells."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -38,7 +47,8 @@ class Task:
 def infer_task(config: Mapping[str, Any]) -> str:
     """The task that the checkpoint was trained for, from the class named in its config.json; ModelError without one.
 
-    An encoder without a head, or with the masked-language head it was pretrained with, gives embeddings.
+    An encoder without a head, or with the masked-language head it was pretrained with, gives embeddings. So does the encoder
+    of an encoder-decoder without a head; one that was trained to generate must be asked for them by name.
     """
     architecture = _architecture(config)
     if architecture is None:
@@ -46,6 +56,8 @@ def infer_task(config: Mapping[str, Any]) -> str:
     for task in TASKS.values():
         if architecture.endswith(task.endings or ("Model", "ForMaskedLM", "ForPreTraining")):
             return task.name
+    if config.get("is_encoder_decoder"):
+        raise ModelError(_encoder_only(architecture))
     raise ModelError(f"{architecture} is for none of the tasks {', '.join(TASKS)}. Give a checkpoint made for one.")
 
 
@@ -58,11 +70,10 @@ def check_task(config: Mapping[str, Any], task: str) -> None:
     if "auto_map" not in config:
         _check_known(config, architecture)
     if config.get("is_encoder_decoder"):
-        raise ModelError(
-            f"{architecture or config.get('model_type')} is an encoder-decoder, and squeeze compresses encoders and "
-            f"decoders only. Give a checkpoint for one of the tasks {', '.join(TASKS)}."
-        )
-    if architecture is None:
+        # Code of the checkpoint's own may know its encoder alone, but no table says by which class.
+        if task != "feature-extraction" or "auto_map" in config or config.get("model_type") not in _encoder_types():
+            raise ModelError(_encoder_only(architecture or str(config.get("model_type"))))
+    elif architecture is None:
         _check_model_type(config, wanted)
     elif wanted.endings and not architecture.endswith(wanted.endings):
         raise ModelError(
@@ -76,10 +87,27 @@ def check_task(config: Mapping[str, Any], task: str) -> None:
         )
 
 
+def auto_class(config: Any, task: str) -> Any:
+    """The class in `transformers` that opens the checkpoint of a Transformers config for `task`; of an encoder-decoder, the encoder.
+
+    T5's encoder, once saved, no longer says in its config that it was half of something. So the tables are asked: where the one
+    for text encoders has another class than the one for trunks, that class is the encoder alone.
+    """
+    import transformers
+
+    encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    trunk = transformers.MODEL_MAPPING.get(type(config), None)
+    alone = task == "feature-extraction" and encoder not in (None, trunk) and not hasattr(config, "auto_map")
+    return getattr(transformers, "AutoModelForTextEncoding" if alone else TASKS[task].auto_class)
+
+
 def positions(config: Mapping[str, Any]) -> int | None:
     """Longest sequence that the position table in a config.json allows, in tokens; None where there is no table."""
     value = config.get("max_position_embeddings", config.get("n_positions"))
-    return value if isinstance(value, int) else None
+    if not isinstance(value, int):
+        return None
+    padding = config.get("pad_token_id")
+    return value - padding - 1 if config.get("model_type") in AFTER_PADDING and isinstance(padding, int) else value
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:
@@ -92,6 +120,20 @@ def _own_task(config: Mapping[str, Any]) -> str:
         return f"Its own task is {infer_task(config)}. "
     except ModelError:
         return ""
+
+
+def _encoder_types() -> list[str]:
+    """Model types of the encoder-decoders whose encoder Transformers opens alone."""
+    import transformers
+
+    return sorted(kind.model_type for kind in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING if kind().is_encoder_decoder)
+
+
+def _encoder_only(name: str) -> str:
+    return (
+        f"{name} is an encoder-decoder. Text-to-text generation is not supported yet: squeeze opens the encoder alone, with the "
+        f"task feature-extraction, and that of the model types {', '.join(_encoder_types())}."
+    )
 
 
 def _check_known(config: Mapping[str, Any], architecture: str | None) -> None:

@@ -107,26 +107,135 @@ def tiny_bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _save(BertForSequenceClassification, config, tokenizer, tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
-def make_tokenizer(*, unk: str, bos: str, eos: str, pad: str) -> Any:
-    """A byte-pair tokenizer of 200 tokens, trained on SENTENCES; with `bos` "[CLS]" each text is framed as BERT's."""
+@pytest.fixture(scope="session")
+def tiny_distilbert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """text-classification without token types, and names of its own for width, heads and layers in its config."""
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    tokenizer = make_tokenizer(unk="[UNK]", bos="[CLS]", eos="[SEP]", pad="[PAD]", token_types=False)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer),
+        dim=64,
+        hidden_dim=128,
+        n_layers=2,
+        n_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=3,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-distilbert"
+    return _save(DistilBertForSequenceClassification, config, tokenizer, folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """text-classification whose positions are counted from the padding id, 1, on: 66 rows, 64 positions. No token types."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    tokenizer = make_tokenizer(
+        unk="<unk>", bos="<s>", eos="</s>", pad="<pad>", framed=True, token_types=False, pad_id=1
+    )
+    assert tokenizer.pad_token_id == 1
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.cls_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=3,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-roberta"
+    return _save(RobertaForSequenceClassification, config, tokenizer, folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """causal-lm as Llama, but with biases on query, key and value, and an output matrix of its own."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = make_tokenizer(unk="<unk>", bos="<s>", eos="</s>", pad="<pad>")
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _save(Qwen2ForCausalLM, config, tokenizer, tmp_path_factory.mktemp("models") / "tiny-qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """feature-extraction from an encoder-decoder without a head: relative positions, RMS norms, scores that are not scaled."""
+    from transformers import T5Config, T5Model
+
+    tokenizer = make_tokenizer(unk="<unk>", bos="<s>", eos="</s>", pad="<pad>")
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+        initializer_factor=1.0,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _save(T5Model, config, tokenizer, tmp_path_factory.mktemp("models") / "tiny-t5")
+
+
+def make_tokenizer(
+    *,
+    unk: str,
+    bos: str,
+    eos: str,
+    pad: str,
+    framed: bool | None = None,
+    token_types: bool | None = None,
+    pad_id: int = 0,
+) -> Any:
+    """A byte-pair tokenizer of 200 tokens, trained on SENTENCES; with `bos` "[CLS]" each text is framed as BERT's.
+
+    `framed` and `token_types` say otherwise; `pad_id` is the padding token's number, from 0 to 3.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token=unk))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
+    framed = bos == "[CLS]" if framed is None else framed
+    special = [unk, bos, eos]
+    special.insert(pad_id, pad)
     trainer = trainers.BpeTrainer(
-        vocab_size=200, special_tokens=[pad, unk, bos, eos], initial_alphabet=list(ALPHABET), show_progress=False
+        vocab_size=200, special_tokens=special, initial_alphabet=list(ALPHABET), show_progress=False
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    if bos == "[CLS]":
+    if framed:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A {eos}",
             pair=f"{bos} $A {eos} $B:1 {eos}:1",
             special_tokens=[(name, tokenizer.token_to_id(name)) for name in (bos, eos)],
         )
-    names = {"cls_token": bos, "sep_token": eos} if bos == "[CLS]" else {"bos_token": bos, "eos_token": eos}
-    inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (bos == "[CLS]")
+    names = {"cls_token": bos, "sep_token": eos} if framed else {"bos_token": bos, "eos_token": eos}
+    inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (framed if token_types is None else token_types)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token=unk, pad_token=pad, model_input_names=inputs, **names
     )

@@ -39,6 +39,63 @@ def test_a_quantized_artifact_comes_back_with_equal_integers_and_weights(
     assert again.network.lm_head.weight is again.network.model.embed_tokens.weight
 
 
+@pytest.fixture
+def t5(tmp_path: Path, tiny_t5_folder: Path) -> Path:
+    """T5 as it is published: made to generate, and opened for its encoder on request."""
+    from transformers import T5ForConditionalGeneration
+
+    folder = Path(shutil.copytree(tiny_t5_folder, tmp_path / "t5"))
+    T5ForConditionalGeneration.from_pretrained(tiny_t5_folder).save_pretrained(folder)
+    return folder
+
+
+def test_of_an_encoder_decoder_the_encoder_alone_is_opened(t5: Path) -> None:
+    from transformers import T5Model
+
+    model = load_model(t5, "feature-extraction")
+    whole = T5Model.from_pretrained(t5).eval()
+    assert model.parameters == sum(p.numel() for p in whole.encoder.parameters())
+    assert model.notes == ("t5 is an encoder-decoder; its encoder alone is opened, the decoder left out",)
+    inputs = model.tokenizer(["A small model.", "The trains are late again."], padding=True, return_tensors="pt")
+    found, expected = model.network(**inputs), whole.get_encoder()(**inputs)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+
+
+def test_an_encoder_decoder_says_what_it_can_be_opened_for(t5: Path) -> None:
+    for task in (None, "causal-lm", "text-classification"):
+        with pytest.raises(ModelError, match=r"T5ForConditionalGeneration is an encoder-decoder.* feature-extraction"):
+            load_model(t5, task)
+    config = json.loads((t5 / "config.json").read_text("utf-8"))
+    del config["is_encoder_decoder"]
+    (t5 / "config.json").write_text(json.dumps(config | {"architectures": ["T5ForSequenceClassification"]}), "utf-8")
+    with pytest.raises(ModelError, match="T5ForSequenceClassification is an encoder-decoder"):
+        load_model(t5)
+
+
+def test_artifacts_of_an_encoder_come_back_without_the_decoder(t5: Path, tmp_path: Path) -> None:
+    source = keep_source(ModelSettings(path=str(t5)), "feature-extraction", tmp_path / "0-source")
+    apply_stage(QuantizeStage(), source, tmp_path / "1-quantize")
+    model = load_model(t5, "feature-extraction")
+    for folder in ("0-source", "1-quantize"):
+        again = load_model(tmp_path / folder)
+        assert again.network.encoder.embed_tokens.weight is again.network.shared.weight
+        assert not hasattr(again.network, "decoder")
+        assert all(
+            torch.equal(p, q) for p, q in zip(again.network.parameters(), model.network.parameters(), strict=True)
+        )
+        if not model.integers:
+            QuantizeStage().apply(model)
+    assert set(again.integers) == set(model.integers)
+
+
+def test_a_text_may_be_as_long_as_robertas_positions_and_no_longer(tiny_roberta_folder: Path) -> None:
+    model = load_model(tiny_roberta_folder)
+    assert model.positions == 64
+    model.network(torch.full((1, 64), 9))
+    with pytest.raises(RuntimeError, match="index 66 is out of bounds"):
+        model.network(torch.full((1, 65), 9))
+
+
 def test_a_real_gguf_file_opens_as_float32_with_its_tokenizer_and_its_matrices_tied() -> None:
     model = load_model("asset:smollm2-135m-instruct")
     assert model.task == "causal-lm"

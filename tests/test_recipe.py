@@ -139,7 +139,7 @@ def test_a_value_that_fits_no_member_of_a_union_is_told_once(tmp_path: Path) -> 
 
 def test_an_unknown_stage_is_one_fault_and_its_settings_are_not_judged(tmp_path: Path) -> None:
     (line,) = faults(tmp_path, GOOD.replace("kind: quantize", "kind: prune").replace("scheme: int8", "amount: 0.5"))
-    assert line == f"{tmp_path / 'x.yaml'}:10 stages[0].kind = 'prune' is unknown. Known: quantize."
+    assert line == f"{tmp_path / 'x.yaml'}:10 stages[0].kind = 'prune' is unknown. Known: qat, quantize."
 
 
 def test_scalars_are_yaml_1_2(tmp_path: Path) -> None:
@@ -210,7 +210,14 @@ def test_hostile_or_broken_yaml_is_refused_in_words(text: str, tmp_path: Path, m
 
 def test_a_stage_after_quantization_is_refused_before_any_work(tmp_path: Path) -> None:
     text = GOOD.replace("export: {}", "  - kind: quantize\n    scheme: int8\nexport: {}")
-    assert any("not the last stage" in line for line in faults(tmp_path, text))
+    assert any("is followed by quantize" in line for line in faults(tmp_path, text))
+
+
+def test_qat_comes_after_quantize_and_nowhere_else(tmp_path: Path) -> None:
+    after = read_recipe(written(tmp_path, GOOD.replace("export: {}", "  - kind: qat\nexport: {}")))
+    assert [stage.kind for stage in after.stages] == ["quantize", "qat"]
+    alone = GOOD.replace("kind: quantize", "kind: qat").replace("    scheme: int8\n", "")
+    assert any("what a quantize stage has made" in line for line in faults(tmp_path, alone))
 
 
 def test_verify_without_export_is_refused(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from squeeze.errors import ModelError
-from squeeze.tasks import TASKS, check_task, infer_task
+from squeeze.tasks import TASKS, check_task, infer_task, positions
 
 BERT = {"model_type": "bert"}
 LLAMA = {"model_type": "llama"}
+T5 = {"model_type": "t5", "is_encoder_decoder": True}
+BART = {"model_type": "bart", "is_encoder_decoder": True}
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,8 @@ LLAMA = {"model_type": "llama"}
         ("BertForSequenceClassification", "text-classification"),
         ("BertModel", "feature-extraction"),
         ("BertForMaskedLM", "feature-extraction"),
+        ("T5EncoderModel", "feature-extraction"),
+        ("T5Model", "feature-extraction"),
     ],
 )
 def test_the_architecture_in_the_config_tells_the_task(architecture: str, task: str) -> None:
@@ -45,6 +49,9 @@ def test_an_architecture_for_another_task_is_named() -> None:
         (BERT | {"architectures": ["BertForMaskedLM"]}, "feature-extraction"),
         (BERT | {"architectures": ["BertForSequenceClassification"]}, "feature-extraction"),
         (BERT | {"architectures": ["BertForSequenceClassification"]}, "text-classification"),
+        (T5 | {"architectures": ["T5Model"]}, "feature-extraction"),
+        (T5 | {"architectures": ["T5ForConditionalGeneration"]}, "feature-extraction"),
+        (T5, "feature-extraction"),
         (LLAMA | {"architectures": ["LlamaForCausalLM"]}, "causal-lm"),
         (LLAMA | {"architectures": ("LlamaForSequenceClassification",)}, "text-classification"),
     ],
@@ -81,10 +88,44 @@ def test_a_decoder_gives_no_embeddings() -> None:
         check_task(LLAMA | {"architectures": ["LlamaForCausalLM"]}, "feature-extraction")
 
 
-def test_an_encoder_decoder_is_refused() -> None:
-    config = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
-    with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder-decoder"):
-        check_task(config, "causal-lm")
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        (T5 | {"architectures": ["T5ForConditionalGeneration"]}, "causal-lm"),
+        (T5 | {"architectures": ["T5WithLMHeadModel"]}, "causal-lm"),
+        (T5 | {"architectures": ["T5ForSequenceClassification"]}, "text-classification"),
+        (T5 | {"architectures": ["T5Model"], "auto_map": {"AutoModel": "own.T5"}}, "feature-extraction"),
+        (BART | {"architectures": ["BartModel"]}, "feature-extraction"),
+        (BART, "text-classification"),
+    ],
+)
+def test_of_an_encoder_decoder_only_a_known_encoder_is_opened(config: dict[str, Any], task: str) -> None:
+    with pytest.raises(ModelError) as raised:
+        check_task(config, task)
+    assert str(raised.value) == (
+        f"{config.get('architectures', ['bart'])[0]} is an encoder-decoder. Text-to-text generation is not supported yet: "
+        "squeeze opens the encoder alone, with the task feature-extraction, and that of the model types mt5, t5, t5gemma, umt5."
+    )
+
+
+def test_an_encoder_decoder_that_generates_does_not_pass_for_its_encoder_unasked() -> None:
+    with pytest.raises(
+        ModelError, match="T5ForConditionalGeneration is an encoder-decoder. Text-to-text generation is"
+    ):
+        infer_task(T5 | {"architectures": ["T5ForConditionalGeneration"]})
+
+
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "gpt2", "n_positions": 1024, "pad_token_id": 50256}, 1024),
+        (T5 | {"pad_token_id": 0}, None),
+    ],
+)
+def test_rows_of_the_position_table_that_no_text_reaches_do_not_count(config: dict[str, Any], rows: int | None) -> None:
+    assert positions(config) == rows
 
 
 def test_an_unknown_task_is_answered_with_the_nearest() -> None:
@@ -125,6 +166,7 @@ def test_every_task_names_things_that_transformers_has(task: Any) -> None:
         ("tiny_llama_folder", "causal-lm"),
         ("tiny_gpt2_folder", "causal-lm"),
         ("tiny_bert_folder", "text-classification"),
+        ("tiny_t5_folder", "feature-extraction"),
     ],
 )
 def test_a_saved_checkpoint_tells_its_task(fixture: str, task: str, request: pytest.FixtureRequest) -> None:

@@ -3,9 +3,15 @@
 A new family is one file here and one name in `Stage`; recipes, `squeeze methods` and the tests read the tables in them.
 """
 
-from squeeze.compress.quantize import METHODS, SCHEMES, QuantizeStage
+from typing import Annotated
 
-Stage = QuantizeStage
-"""What a recipe's `stages` may hold: a union discriminated by `kind` (one family so far)."""
+from pydantic import Field
 
-__all__ = ["METHODS", "SCHEMES", "QuantizeStage", "Stage"]
+from squeeze.compress.qat import QatStage
+from squeeze.compress.quantize import QuantizeStage
+from squeeze.compress.schemes import METHODS, SCHEMES
+
+Stage = Annotated[QuantizeStage | QatStage, Field(discriminator="kind")]
+"""What a recipe's `stages` may hold: a union discriminated by `kind`."""
+
+__all__ = ["METHODS", "SCHEMES", "QatStage", "QuantizeStage", "Stage"]

@@ -25,18 +25,17 @@ def weights(network: "nn.Module") -> Iterator[tuple[str, "Tensor", bool, str]]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    from squeeze.recurrent import why_float
+
     total = sum(p.numel() for p in network.parameters())
     seen: set[int] = set()
     for path, module in network.named_modules():
         if isinstance(module, nn.RNNBase):
+            reason = why_float(module) or f"kept in float: {type(module).__name__} weights are not linear layers"
             for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() == 2:
-                    yield (
-                        f"{path}.{name}",
-                        parameter,
-                        False,
-                        f"kept in float: {type(module).__name__} weights are not linear layers",
-                    )
+                if parameter.dim() == 2 and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{path}.{name}", parameter, False, reason
             continue
         if not isinstance(module, nn.Linear | nn.Embedding | Conv1D) or id(module.weight) in seen:
             continue

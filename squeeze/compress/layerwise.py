@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,35 +46,96 @@ class _Enough(Exception):
     """All that a pass was for has been seen."""
 
 
+class Site:
+    """What a group of linear layers reads, to be streamed through as often as a method needs: nothing of it is kept."""
+
+    def __init__(
+        self, name: str, module: nn.Module, calls: Sequence[Callable[[], object]], valid: Sequence[Tensor | None]
+    ) -> None:
+        self.name, self.module, self.calls, self.valid = name, module, calls, valid
+        self._gram: Gram | None = None
+
+    def stream(self, consume: Callable[[Tensor], None], *, batches: int | None = None) -> None:
+        """Call `consume(rows)` with the inputs [tokens, in] of every calibration batch, or of the first `batches`.
+
+        The network runs up to the layer each time, and no further; padding is left out. Raises QuantizeError where the layer is not
+        reached or its inputs are not finite.
+        """
+        reached = 0
+        valid: Tensor | None = None
+
+        def ran(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal reached
+            x = inputs[0]
+            rows = x if valid is None or x.shape[:-1] != valid.shape else x[valid]
+            rows = rows.reshape(-1, x.shape[-1]).float()
+            if len(rows):
+                reached += len(rows)
+                if not bool(rows.sum().isfinite()):
+                    raise QuantizeError(
+                        f"the inputs of {self.name} are not finite on the calibration texts. Repair the checkpoint; nothing was written."
+                    )
+                consume(rows)
+            raise _Enough
+
+        hook = self.module.register_forward_pre_hook(ran, prepend=True)
+        try:
+            for call, mask in list(zip(self.calls, self.valid, strict=True))[:batches]:
+                valid = mask
+                with suppress(_Enough):
+                    call()
+        finally:
+            hook.remove()
+        if not reached:
+            raise QuantizeError(f"{self.name} was not reached by the calibration texts.")
+
+    def gram(self) -> Gram:
+        """The Gram matrix of all rows, gathered on first use."""
+        if self._gram is None:
+            columns = width(self.module)
+            found = Gram(torch.zeros(columns, columns))
+            self.stream(found.add)
+            self._gram = found
+        return self._gram
+
+
 def walk(
-    network: nn.Module, batches: Sequence[Mapping[str, NDArray[np.int64]]], treat: Callable[[list[tuple[str, nn.Module]], Gram], None],
-    done: Callable[[int, int], None] | None = None,
+    network: nn.Module, batches: Sequence[Mapping[str, NDArray[np.int64]]], treat: Callable[[list[tuple[str, nn.Module]], Site], None],
+    done: Callable[[int, int], None] | None = None, *, outside: bool = False,
 ) -> None:  # fmt: skip
-    """Call `treat(layers, gram)` for every group of linear layers that read one tensor, in the order in which they run.
+    """Call `treat(layers, site)` for every group of linear layers that read one tensor, in the order in which they run.
 
     `batches` are calibration texts as the network takes them, each array [texts, length]; padding does not count.
     `layers` are (name, module); `treat` changes their weights in place. `done(i, n)` is called after block i of n.
-    Layers outside the repeated blocks (the output matrix, say) are not treated.
+    Layers outside the repeated blocks (the output matrix, a pooler) come last and only where `outside` is set: each
+    pass over what they read is one through the whole network.
     Raises QuantizeError where the network has no repeated blocks, or a layer's inputs are not finite.
     """
-    name, layers = repeated_blocks(network)
+    try:
+        name, layers = repeated_blocks(network)
+    except QuantizeError:
+        if not outside:
+            raise
+        name, layers = "", nn.ModuleList()
     with torch.no_grad():
-        calls = _first_inputs(network, layers[0], batches)
+        calls = _block_calls(network, layers, batches) if len(layers) else []
         for number, block in enumerate(layers):
-            groups = _groups(block, calls[0])
-            for group in groups:
-                gram = _gram(block, group, calls)
-                if not bool(gram.matrix.isfinite().all()):
-                    raise QuantizeError(
-                        f"the inputs of {name}.{number}.{group[0][0]} are not finite on the calibration texts. "
-                        "Repair the checkpoint; nothing was written."
-                    )
-                treat([(f"{name}.{number}.{path}", module) for path, module in group], gram)
+            for group in _groups(block, calls[0].run(number, block)):
+                runs = [call.run(number, block) for call in calls]
+                site = Site(f"{name}.{number}.{group[0][0]}", group[0][1], runs, [call.valid for call in calls])
+                treat([(f"{name}.{number}.{path}", module) for path, module in group], site)
             for call in calls:
-                out = block(*call.args, **call.kwargs)
-                call.args = (out if isinstance(out, Tensor) else out[0], *call.args[1:])
+                out = call.run(number, block)()
+                call.hidden = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
             if done is not None:
                 done(number + 1, len(layers))
+        if outside:
+            inside = set(layers.modules())
+            whole, valid = _whole(network, batches)
+            for group in _groups(network, whole[0]):
+                rest = [(path, module) for path, module in group if module not in inside]
+                if rest:
+                    treat(rest, Site(rest[0][0], rest[0][1], whole, valid))
 
 
 def repeated_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -93,43 +155,73 @@ def repeated_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
 
 @dataclass
 class _Call:
-    """How a block was called for one batch; the first argument is the hidden state."""
+    """How the blocks are called for one batch."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     valid: Tensor | None
     """[texts, length], False at padding; None where there is none."""
+    hidden: Tensor
+    """What the next block reads first."""
+    rest: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    """All else that each block gets: masks, positions, what an earlier block made. They differ from block to block."""
+
+    def run(self, number: int, block: nn.Module) -> Callable[[], object]:
+        """Block `number` on the hidden state as it is now."""
+        args, kwargs = self.rest[number]
+        return partial(block, self.hidden, *args, **kwargs)
 
 
-def _first_inputs(
-    network: nn.Module, first: nn.Module, batches: Sequence[Mapping[str, NDArray[np.int64]]]
+def _block_calls(
+    network: nn.Module, layers: nn.ModuleList, batches: Sequence[Mapping[str, NDArray[np.int64]]]
 ) -> list[_Call]:
-    """Run the network up to its first block for every batch, and keep what the block was called with."""
-    accepted = inspect.signature(network.forward).parameters
-    cacheless = {"use_cache": False} if "use_cache" in accepted else {}
-    calls: list[_Call] = []
+    """Run the network once for every batch, and keep what its blocks were called with, of hidden states the first alone."""
+    first: Tensor | None = None
+    rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def seen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not args:
-            args, kwargs = (kwargs["hidden_states"],), {k: v for k, v in kwargs.items() if k != "hidden_states"}
-        calls.append(_Call(args, kwargs, valid))
-        raise _Enough
+        nonlocal first
+        hidden = args[0] if args else kwargs["hidden_states"]
+        first = hidden if first is None else first
+        rest.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+        if len(rest) == len(layers):
+            raise _Enough
 
-    valid: Tensor | None = None
-    hook = first.register_forward_pre_hook(seen, with_kwargs=True)
+    calls: list[_Call] = []
+    hooks = [block.register_forward_pre_hook(seen, with_kwargs=True) for block in layers]
     try:
-        for batch in batches:
-            inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
-            mask = inputs.get("attention_mask")
-            valid = None if mask is None or bool(mask.all()) else mask.bool()
+        for run, valid in zip(*_whole(network, batches), strict=True):
+            first, rest = None, []
             with suppress(_Enough):
-                network(**inputs, **cacheless)
+                run()
+            if first is None or len(rest) != len(layers):
+                raise QuantizeError(
+                    f"{type(network).__name__} ran {len(rest)} of its {len(layers)} blocks in order. Use method: round."
+                )
+            calls.append(_Call(valid, first, rest))
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return calls
 
 
-def _groups(block: nn.Module, call: _Call) -> list[list[tuple[str, nn.Module]]]:
+def _cacheless(network: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}
+
+
+def _whole(
+    network: nn.Module, batches: Sequence[Mapping[str, NDArray[np.int64]]]
+) -> tuple[list[Callable[[], object]], list[Tensor | None]]:
+    """One call of the whole network for every batch, and where its tokens are no padding."""
+    runs: list[Callable[[], object]] = []
+    valid: list[Tensor | None] = []
+    for batch in batches:
+        inputs = {name: torch.from_numpy(array) for name, array in batch.items()}
+        mask = inputs.get("attention_mask")
+        valid.append(None if mask is None or bool(mask.all()) else mask.bool())
+        runs.append(partial(network, **inputs, **_cacheless(network)))
+    return runs, valid
+
+
+def _groups(block: nn.Module, run: Callable[[], object]) -> list[list[tuple[str, nn.Module]]]:
     """The block's linear layers in the order in which they run, those that read the same tensor together."""
     from transformers.pytorch_utils import Conv1D
 
@@ -145,46 +237,17 @@ def _groups(block: nn.Module, call: _Call) -> list[list[tuple[str, nn.Module]]]:
                         return
                 groups.append((inputs[0], [(path, module)]))
 
-            hooks.append(module.register_forward_pre_hook(ran))
+            # Before a hook that rounds what a layer reads, which would give each layer a tensor of its own.
+            hooks.append(module.register_forward_pre_hook(ran, prepend=True))
     try:
-        block(call.args[0][:1], *call.args[1:], **_narrow(call.kwargs))
+        run()
     finally:
         for hook in hooks:
             hook.remove()
     return [members for _, members in groups]
 
 
-def _narrow(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for the first text of a batch alone."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(one(part) for part in value)
-        return value[:1] if isinstance(value, Tensor) and value.dim() > 1 else value
-
-    return {name: one(value) for name, value in kwargs.items()}
-
-
-def _gram(block: nn.Module, group: list[tuple[str, nn.Module]], calls: list[_Call]) -> Gram:
-    """The Gram matrix of what a group reads, over all batches; each pass ends as soon as the group is reached."""
-    found: Gram | None = None
-    valid: Tensor | None = None
-
-    def ran(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal found
-        width = inputs[0].shape[-1]
-        found = found or Gram(torch.zeros(width, width))
-        found.add(inputs[0] if valid is None or inputs[0].shape[:-1] != valid.shape else inputs[0][valid])
-        raise _Enough
-
-    hook = group[0][1].register_forward_pre_hook(ran)
-    try:
-        for call in calls:
-            valid = call.valid
-            with suppress(_Enough):
-                block(*call.args, **call.kwargs)
-    finally:
-        hook.remove()
-    if found is None:
-        raise QuantizeError(f"{group[0][0]} was not reached by the calibration texts.")
-    return found
+def width(module: nn.Module) -> int:
+    """How many inputs a linear layer or Conv1D takes."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.shape[1] if isinstance(module, nn.Linear) else weight.shape[0]

@@ -34,8 +34,8 @@ class Group:
     peaks: Tensor | None = None
 
 
-def smooth(model: "Model", alpha: float, blocks: NDArray[np.int64]) -> int:
-    """Smooth every norm of a pre-norm decoder in place, from calibration `blocks` [n, length]; returns how many.
+def smooth(model: "Model", alpha: float, blocks: NDArray[np.int64]) -> list[Group]:
+    """Smooth every norm of a pre-norm decoder in place, from calibration `blocks` [n, length]; returns them.
 
     Norms that feed a tied or shared matrix are left alone. Raises QuantizeError where the network would no longer compute
     the same (the norm's output is used elsewhere too, as in post-norm encoders); the network is then as it was.
@@ -54,7 +54,7 @@ def smooth(model: "Model", alpha: float, blocks: NDArray[np.int64]) -> int:
             raise QuantizeError(
                 f"{model.source} cannot be smoothed: its norms feed more than linear layers. Drop smooth_alpha."
             )
-    return len(groups)
+    return groups
 
 
 def channel_scales(group: Group, alpha: float) -> Tensor:

@@ -44,7 +44,7 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
     Raises ExportError where the architecture cannot be exported, or where an integer weight finds no place in the graph.
     """
     from squeeze.compress.layers import refuse_nonfinite
-    from squeeze.exporter import genai, passes, placement, trace
+    from squeeze.exporter import attention, genai, passes, placement, trace
 
     settings = settings or ExportSettings()
     refuse_nonfinite(model.network)
@@ -56,6 +56,9 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
     with genai.built(model, folder) if by_builder else trace.traced(model, settings.opset) as graph:
         notes = ["graph by onnxruntime-genai's model builder" if by_builder else "graph by torch's dynamo exporter"]
         passes.clear_metadata(graph)
+        if not by_builder:
+            notes += attention.attention_on_rows(graph)
+            notes += attention.first_token_only(graph)
         places, said = placement.place_integers(graph, model.integers, model.activations)
         notes += said
         passes.standard_norms(graph)

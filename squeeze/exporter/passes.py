@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 # fmt: off
 SAME_SINCE_21 = frozenset([
-    "Add", "And", "Cast", "Concat", "Constant", "Div", "Equal", "Erf", "Expand", "Gather", "Gelu", "Gemm",
+    "Add", "And", "Cast", "Concat", "Constant", "DequantizeLinear", "Div", "Equal", "Erf", "Expand", "Gather", "Gelu", "Gemm",
     "Greater", "Identity", "LayerNormalization", "Less", "MatMul", "Max", "Min", "Mul", "Neg", "Pow",
-    "Range", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
+    "QuantizeLinear", "Range", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze",
     "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze", "Where",
 ])
 # fmt: on
@@ -63,6 +63,36 @@ def plain_norms(model: ir.Model) -> list[str]:
         replace(model.graph, add, [total], total.outputs[0])
         changed += 1
     return [f"{changed} residual sums kept apart from their layer norms"] if changed else []
+
+
+def rotate_every_text(model: ir.Model) -> None:
+    """Give RotaryEmbedding a row of angles for each text of the batch.
+
+    The exporter writes one row for all, [1, length, angles], as the network computed it. The operator's definition wants the
+    batch there, and ONNX Runtime refuses batches over 1 without it.
+    """
+    import numpy as np
+
+    spread: dict[ir.Value, ir.Value] = {}
+    ones = None
+    for node in list(model.graph):
+        if node.op_type != "RotaryEmbedding" or node.domain != "" or any(v is not None for v in node.inputs[3:]):
+            continue
+        if ones is None:
+            tensor = ir.tensor(np.ones(2, np.int64), name="squeeze.ones")
+            ones = ir.Value(name=tensor.name, shape=ir.Shape([2]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            model.graph.register_initializer(ones)
+        for place in (1, 2):
+            angles = node.inputs[place]
+            if angles is None:
+                continue
+            if angles not in spread:
+                batch = ir.node("Shape", [node.inputs[0]], {"start": 0, "end": 1}, name=f"{node.name}_batch_{place}")
+                shape = ir.node("Concat", [batch.outputs[0], ones], {"axis": 0}, name=f"{node.name}_rows_{place}")
+                rows = ir.node("Expand", [angles, shape.outputs[0]], name=f"{node.name}_angles_{place}")
+                model.graph.insert_before(node, [batch, shape, rows])
+                spread[angles] = rows.outputs[0]
+            node.replace_input_with(place, spread[angles])
 
 
 def share_transposed(model: ir.Model) -> list[str]:

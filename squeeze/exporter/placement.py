@@ -16,7 +16,7 @@ from torch import Tensor
 
 from squeeze.errors import ExportError
 from squeeze.exporter.passes import replace
-from squeeze.integers import IntegerWeight, pack, unpack
+from squeeze.integers import IntegerWeight, pack, reciprocal, unpack
 
 CONTRIB = "com.microsoft"
 INT8_ACTIVATIONS = 4
@@ -43,7 +43,7 @@ class Placer:
         self.graph, self.integers = model.graph, integers
         self.rows = _first_rows(integers)
         self.written: dict[tuple[tuple[str, ...], str], dict[str, ir.Value]] = {}
-        self.quantized_inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.quantized_inputs: dict[tuple[ir.Value, Any], tuple[ir.Value, ir.Value, ir.Value]] = {}
         self.places: list[Place] = []
 
     def find(self, matrix: NDArray[np.float32]) -> tuple[str, ...] | None:
@@ -104,7 +104,9 @@ def place_integers(
             f"{len(lost)} integer weights found no place in the graph, first {lost[0]}. Keep them in float with keep."
         )
     model.graph.opset_imports.setdefault(CONTRIB, 1)
-    kernel = "MatMulNBits" if activations == "block-int8" else "MatMulInteger with activations quantized once per input"
+    kernel = {
+        "block-int8": "MatMulNBits", "static-uint8": "MatMulIntegerToFloat, inputs rounded in calibrated ranges, once for all readers",
+    }.get(activations, "MatMulInteger with activations quantized once per input")  # fmt: skip
     return [p.as_row() for p in placer.places], [
         f"{linears} matrix products on {kernel}, {gathers} embeddings from integers"
     ]
@@ -123,12 +125,19 @@ def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
         raise ExportError(
             f"{' + '.join(layers)} are one product in the graph but of several kinds: {sorted(map(str, kinds))}."
         )
-    sizes = {placer.integers[name].block_size for name in layers}
-    new = _block_product(placer, node, layers) if sizes != {None} else _dynamic_product(placer, node, layers)
-    bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-    if bias is not None:
-        new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
-    replace(placer.graph, node, new, new[-1].outputs[0])
+    first = placer.integers[layers[0]]
+    if any(not _same_inputs(first, placer.integers[name]) for name in layers[1:]):
+        raise ExportError(f"{' + '.join(layers)} are one product in the graph but round their inputs differently.")
+    target, bias = node, node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    if first.block_size is None and first.inputs is not None:
+        if bias is None:
+            target, bias = _with_bias(node)
+        new = _static_product(placer, node, layers, bias)
+    else:
+        new = (_dynamic_product if first.block_size is None else _block_product)(placer, node, layers)
+        if bias is not None:
+            new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
+    replace(placer.graph, target, new, new[-1].outputs[0])
     return 1
 
 
@@ -148,25 +157,79 @@ def _block_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> li
 def _dynamic_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
     """x · Wᵀ by MatMulInteger on uint8 activations. ONNX Runtime fuses this exact shape into its integer kernels."""
     weight = placer.write(layers, "columns")
-    x = node.inputs[0]
-    if x is None:
-        raise ExportError(f"{node.name} has no input.")
-    new: list[ir.Node] = []
-    if x not in placer.quantized_inputs:
-        quantize = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=f"{node.name}_quantize")
-        # Right after x is made, so that every later reader of x can share it.
-        producer = x.producer()
-        if producer is None:
-            new.append(quantize)
-        else:
-            placer.graph.insert_after(producer, quantize)
-        placer.quantized_inputs[x] = (quantize.outputs[0], quantize.outputs[1], quantize.outputs[2])
-    integers, scale, zero_point = placer.quantized_inputs[x]
+    new, (integers, scale, zero_point) = _quantized(placer, node, layers[0])
     product = ir.node("MatMulInteger", [integers, weight["integers"], zero_point], name=f"{node.name}_int8")
     cast = ir.node("Cast", [product.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{node.name}_cast")
     scales = ir.node("Mul", [scale, weight["scale"]], name=f"{node.name}_scales")
     result = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{node.name}_dequantize")
     return [*new, product, cast, scales, result]
+
+
+def _static_product(placer: Placer, node: ir.Node, layers: tuple[str, ...], bias: ir.Value | None) -> list[ir.Node]:
+    """x · Wᵀ + b by one kernel on uint8 inputs of a fixed range. OpenVINO reads it as well, and runs it on its integer units.
+
+    Rejected: QDQ pairs, which ONNX Runtime fuses to the same kernel but without the bias, and MatMulInteger with constant scales,
+    whose pattern its constant folding breaks (docs/log.md, 2026-11-25).
+    """
+    weight = placer.write(layers, "columns")
+    new, (integers, scale, zero_point) = _quantized(placer, node, layers[0])
+    inputs = [integers, weight["integers"], scale, weight["scale"], zero_point, None, bias]
+    return [*new, ir.node("MatMulIntegerToFloat", inputs, domain=CONTRIB, name=f"{node.name}_int8")]
+
+
+def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node], tuple[ir.Value, ir.Value, ir.Value]]:
+    """(nodes still to be put before the product, (integers, scale, zero point)) of what a layer reads: once for all readers."""
+    x, weight = node.inputs[0], placer.integers[layer]
+    if x is None:
+        raise ExportError(f"{node.name} has no input.")
+    divisor = None if weight.divisor is None else weight.divisor.numpy().tobytes()
+    key = (x, (weight.inputs, divisor))
+    if key in placer.quantized_inputs:
+        return [], placer.quantized_inputs[key]
+    nodes: list[ir.Node] = []
+    if weight.divisor is not None:
+        inverse = placer.constant(f"{layer}.input_factor", reciprocal(weight.divisor).numpy())
+        nodes.append(ir.node("Mul", [x, inverse], name=f"{node.name}_smooth"))
+    source = nodes[-1].outputs[0] if nodes else x
+    if weight.inputs is None:
+        quantize = ir.node("DynamicQuantizeLinear", [source], num_outputs=3, name=f"{node.name}_quantize")
+        found = (quantize.outputs[0], quantize.outputs[1], quantize.outputs[2])
+    else:
+        scale = placer.constant(f"{layer}.input_scale", np.array(weight.inputs.scale, np.float32))
+        zero_point = placer.constant(f"{layer}.input_zero_point", np.array(weight.inputs.zero_point, np.uint8))
+        quantize = ir.node("QuantizeLinear", [source, scale, zero_point], name=f"{node.name}_quantize")
+        found = (quantize.outputs[0], scale, zero_point)
+    nodes.append(quantize)
+    placer.quantized_inputs[key] = found
+    producer = x.producer()
+    if producer is None:
+        return nodes, found
+    placer.graph.insert_after(producer, nodes)  # right after x is made, so that every later reader can share it
+    return [], found
+
+
+def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
+    """The addition of a constant row to a product, where that is its only reader, and the row; else the product itself."""
+    readers = list(node.outputs[0].uses())
+    if len(readers) != 1 or readers[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return node, None
+    add = readers[0].node
+    other = add.inputs[1 - readers[0].idx]
+    row = None if other is None or other.const_value is None else other.const_value
+    if row is None or tuple(row.shape) != (_columns_out(node),):
+        return node, None
+    return add, other
+
+
+def _columns_out(node: ir.Node) -> int:
+    matrix = _constant_matrix(node.inputs[1])
+    return -1 if matrix is None else matrix.shape[1]
+
+
+def _same_inputs(one: IntegerWeight, other: IntegerWeight) -> bool:
+    if one.inputs != other.inputs or (one.divisor is None) != (other.divisor is None):
+        return False
+    return one.divisor is None or other.divisor is None or torch.equal(one.divisor, other.divisor)
 
 
 def _place_embedding(placer: Placer, node: ir.Node) -> int:

@@ -4,7 +4,6 @@ Rejected: the TorchScript exporter (deprecated, fixes shapes by accident), and o
 which are what leaves a new architecture without an export.
 """
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.errors import ExportError
+from squeeze.exporter.passes import rotate_every_text
+from squeeze.exporter.recurrent_ops import whole_layers
 from squeeze.model import answer
 from squeeze.tasks import TASKS
 
@@ -32,7 +33,6 @@ class CachedDecoder(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.takes_positions = "position_ids" in inspect.signature(network.forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past: list[Tensor]) -> tuple[Tensor, ...]:
         from transformers import DynamicCache
@@ -40,14 +40,7 @@ class CachedDecoder(nn.Module):
         cache = DynamicCache()
         for layer in range(len(past) // 2):
             cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        extra: dict[str, Tensor] = {}
-        if self.takes_positions:
-            # One row of positions for each text: with a single shared row, ONNX Runtime's RotaryEmbedding refuses batches over 1.
-            steps = torch.arange(input_ids.shape[1], device=input_ids.device) + past[0].shape[2]
-            extra["position_ids"] = steps.unsqueeze(0).expand(input_ids.shape[0], -1)
-        out = self.network(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **extra
-        )
+        out = self.network(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
         present = [tensor for layer in out.past_key_values.layers for tensor in (layer.keys, layer.values)]
         return (out.logits, *present)
 
@@ -69,7 +62,9 @@ def traced(model: "Model", opset: int) -> Iterator["ir.Model"]:
     """The graph of `model` in float32, with batch and sequence (and cache length) as named, free axes."""
     has_cache = model.task == "causal-lm" and model.factory is None
     try:
-        yield _trace_decoder(model, opset) if has_cache else _trace_text_model(model, opset)
+        graph = _trace_decoder(model, opset) if has_cache else _trace_text_model(model, opset)
+        rotate_every_text(graph)
+        yield graph
     except torch.onnx.errors.OnnxExporterError as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
@@ -135,11 +130,11 @@ def _export(
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), whole_layers(network) as operators:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network.eval(), example, dynamo=True, opset_version=opset, dynamic_shapes=axes,
-                input_names=inputs, output_names=outputs, verbose=False,
+                input_names=inputs, output_names=outputs, verbose=False, custom_translation_table=operators,
             )  # fmt: skip
     finally:
         log.setLevel(level)

@@ -9,9 +9,14 @@ import torch
 from pydantic import ValidationError
 
 from squeeze.compress.layers import weights
-from squeeze.compress.quantize import SCHEMES, QuantizeStage, best_block
+from squeeze.compress.plan import best_block
+from squeeze.compress.quantize import SCHEMES, QuantizeStage
 from squeeze.errors import QuantizeError
 from squeeze.model import load_model
+
+BATCHES = [
+    {"input_ids": np.random.default_rng(0).integers(0, 100, (4, 24)), "attention_mask": np.ones((4, 24), np.int64)}
+]
 
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
@@ -20,7 +25,7 @@ def test_every_scheme_leaves_exactly_the_dequantized_weights(
     scheme: str, family: str, request: pytest.FixtureRequest
 ) -> None:
     model = load_model(request.getfixturevalue(family))
-    record = QuantizeStage(scheme=scheme).apply(model)
+    record = QuantizeStage(scheme=scheme).apply(model, BATCHES)
     parameters = dict(model.network.named_parameters())
     assert model.integers
     for name, integer in model.integers.items():
@@ -29,11 +34,6 @@ def test_every_scheme_leaves_exactly_the_dequantized_weights(
     assert in_integers == set(model.integers)
     assert all(row.sqnr_db is None or row.sqnr_db > (30 if row.bits > 7 else 15) for row in record.layers)
     assert all(row.note for row in record.layers)
-
-
-BATCHES = [
-    {"input_ids": np.random.default_rng(0).integers(0, 100, (4, 24)), "attention_mask": np.ones((4, 24), np.int64)}
-]
 
 
 @pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"])

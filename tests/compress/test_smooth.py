@@ -22,7 +22,7 @@ def answer(model: object) -> torch.Tensor:
 def test_smoothing_changes_weights_but_not_the_function(tiny_llama_folder: Path) -> None:
     model = load_model(tiny_llama_folder)
     before, weight = answer(model), model.network.model.layers[0].mlp.up_proj.weight.clone()
-    assert smooth(model, 0.5, BLOCKS) == 4  # two norms a layer; the last feeds the tied output and is left alone
+    assert len(smooth(model, 0.5, BLOCKS)) == 4  # two norms a layer; the last feeds the tied output and is left alone
     assert torch.linalg.norm(answer(model) - before) / torch.linalg.norm(before) < 1e-4
     assert not torch.equal(weight, model.network.model.layers[0].mlp.up_proj.weight)
 
@@ -67,6 +67,22 @@ def test_smoothing_without_calibration_names_the_setting(tiny_llama_folder: Path
         QuantizeStage(smooth_alpha=0.5).apply(load_model(tiny_llama_folder))
 
 
-def test_an_encoder_is_not_smoothed_silently(tiny_bert_folder: Path) -> None:
+def test_a_post_norm_encoder_is_smoothed_by_divisors_and_computes_the_same(tiny_bert_folder: Path) -> None:
+    """The norm's output feeds the residual sum as well, so that the layers divide what they read themselves."""
+    plain, smoothed = load_model(tiny_bert_folder), load_model(tiny_bert_folder)
+    batch = [{"input_ids": BLOCKS, "attention_mask": np.ones_like(BLOCKS)}]
+    QuantizeStage(smooth_alpha=0).apply(plain)
+    record = QuantizeStage(smooth_alpha=0.5).apply(smoothed, batch)
+    assert any("divided channel by channel" in note for note in record.notes)
+    divided = [w for w in smoothed.integers.values() if w.divisor is not None]
+    assert len(divided) == 2 * 6 + 1  # six products a layer, and the pooler
+    for name, weight in smoothed.integers.items():
+        exact = dict(load_model(tiny_bert_folder).network.named_parameters())[name]
+        assert float((weight.dequantize() - exact).norm() / exact.norm()) < 0.02
+
+
+def test_a_block_wise_scheme_smooths_decoders_only(tiny_bert_folder: Path) -> None:
     with pytest.raises(QuantizeError, match="for Transformers decoders"):
-        QuantizeStage(smooth_alpha=0.5).apply(load_model(tiny_bert_folder), [{"input_ids": BLOCKS}])
+        QuantizeStage(scheme="int8-weight", smooth_alpha=0.5).apply(
+            load_model(tiny_bert_folder), [{"input_ids": BLOCKS}]
+        )

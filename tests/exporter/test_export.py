@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -15,7 +16,18 @@ from squeeze.model import Model, load_model
 from squeeze.provenance import digest_file
 from squeeze.verification import verify
 
-FAMILIES = ["tiny_llama_folder", "tiny_bert_folder", "tiny_gpt2_folder"]
+FAMILIES = [f"tiny_{name}_folder" for name in ("llama", "qwen2", "gpt2", "bert", "distilbert", "roberta", "t5")]
+
+
+def calibration(model: Model) -> list[dict[str, np.ndarray]]:
+    """Texts for the schemes that need some: two batches of random tokens, the last text padded, or blocks for a decoder."""
+    rng, batches = np.random.default_rng(0), []
+    for _ in range(2):
+        ids = rng.integers(4, 200, (3, 24))
+        mask = np.ones_like(ids)
+        mask[-1, 16 if model.task != "causal-lm" else 24 :] = 0
+        batches.append({"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
+    return batches
 
 
 @pytest.mark.parametrize("scheme", [None, *sorted(SCHEMES)])
@@ -25,7 +37,7 @@ def test_every_family_exports_and_verifies_in_every_scheme(
 ) -> None:
     model = load_model(request.getfixturevalue(family))
     if scheme is not None:
-        QuantizeStage(scheme=scheme).apply(model)
+        QuantizeStage(scheme=scheme).apply(model, calibration(model))
     export_onnx(model, tmp_path)
     checks = verify(model, tmp_path)
     assert [c for c in checks if not c.passed] == []
@@ -38,6 +50,20 @@ def test_a_llama_exports_by_the_dynamo_path_too_and_takes_batches(tiny_llama_fol
     model = load_model(tiny_llama_folder)
     export_onnx(model, tmp_path, ExportSettings(graph="dynamo"))
     assert all(c.passed for c in verify(model, tmp_path))
+
+
+def test_an_encoder_with_rotary_positions_takes_batches(tmp_path: Path) -> None:
+    from transformers import ModernBertConfig, ModernBertModel
+
+    config = ModernBertConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        local_attention=8, global_attn_every_n_layers=2, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = ModernBertModel(config).eval().requires_grad_(False)
+    model = Model(network, None, "feature-extraction", "own", config.to_dict())
+    export_onnx(model, tmp_path)
+    assert [c for c in verify(model, tmp_path) if not c.passed] == []
 
 
 def test_two_exports_are_the_same_bytes(tiny_bert_folder: Path, tmp_path: Path) -> None:
@@ -91,12 +117,12 @@ class Recurrent(torch.nn.Module):
         return self.lm_head(self.lstm(self.embedding(input_ids))[0])
 
 
-@pytest.mark.parametrize("quantized", [False, True])
-def test_an_own_lstm_module_exports_and_verifies(quantized: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", [None, *sorted(SCHEMES)])
+def test_an_own_lstm_module_exports_and_verifies_in_every_scheme(scheme: str | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Model(Recurrent().eval().requires_grad_(False), None, "causal-lm", "own", {}, factory="tests:own")
-    if quantized:
-        QuantizeStage().apply(model)
-        assert list(model.integers) == ["embedding.weight"]
+    if scheme is not None:
+        QuantizeStage(scheme=scheme).apply(model, calibration(model))
+        assert "embedding.weight" in model.integers
     export_onnx(model, tmp_path)
     assert [c for c in verify(model, tmp_path) if not c.passed] == []

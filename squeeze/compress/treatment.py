@@ -1,0 +1,267 @@
+"""What calibration texts do to the layers, one group after another: smoothing, ranges of activations, GPTQ, bias correction.
+
+Each group of layers that read one tensor is met once, with everything before it already quantized, inputs included, so that what it
+reads is what the exported graph will give it. Statistics are streamed, several passes for each group; memory holds one Gram matrix.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from squeeze.compress.calibrate import Histogram, Peaks, calibrated, input_grid
+from squeeze.compress.gptq import gptq, output_sqnr_db
+from squeeze.compress.layerwise import Gram, Site, walk, width
+from squeeze.compress.plan import Plan
+from squeeze.compress.smooth import SMALLEST, smooth
+from squeeze.errors import QuantizeError
+from squeeze.integers import Grid, InputGrid, IntegerWeight, reciprocal, sqnr_db, static_uint8
+from squeeze.model import aliases
+from squeeze.simulation import input_rounding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from squeeze.compress.quantize import QuantizeStage
+    from squeeze.compress.schemes import Layout
+    from squeeze.model import Model
+
+Batches = Sequence[Mapping[str, NDArray[np.int64]]]
+
+
+@dataclass
+class Treated:
+    """What is known of a layer after its treatment."""
+
+    sqnr_db: float | None
+    """Of its weights; None where a method moves weights away from their nearest integers on purpose."""
+    output_sqnr_db: float | None
+    notes: tuple[str, ...]
+
+
+def smooth_norms(
+    model: "Model", alpha: float, calibration: Batches, *, needed: bool
+) -> tuple[tuple[str, ...], set[nn.Module]]:
+    """SmoothQuant where the norms of a decoder can take it: what to note, and the layers whose inputs are smooth by now.
+
+    A network whose norms feed more than linear layers is left as it was: QuantizeError where it is `needed`, else its layers
+    get divisors of their own.
+    """
+    blocks = np.concatenate([batch["input_ids"] for batch in calibration])
+    try:
+        groups = smooth(model, alpha, blocks)
+    except QuantizeError:
+        if needed:
+            raise
+        return (), set()
+    note = f"{len(groups)} norms smoothed (α = {alpha:g}) from {len(blocks)} calibration blocks"
+    return (note,) if groups else (), {linear for group in groups for linear in group.linears}
+
+
+class Treatment:
+    """The layers of one network, as `walk` meets them."""
+
+    def __init__(
+        self, model: "Model", stage: "QuantizeStage", layout: "Layout", plans: dict[str, Plan], *, folded: set[nn.Module], alpha: float,
+    ) -> None:  # fmt: skip
+        self.model, self.stage, self.layout, self.plans, self.folded, self.alpha = (
+            model,
+            stage,
+            layout,
+            plans,
+            folded,
+            alpha,
+        )
+        self.found: dict[str, Treated] = {}
+        self.names = aliases(model.network)
+        self.tokens = self.smoothed = self.corrected = self.silent = 0
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def walk(self, calibration: Batches, done: "Callable[[int, int], None] | None") -> tuple[str, ...]:
+        """Go through the network; return what was done, in words."""
+        batches = [{name: batch[name] for name in self.model.text_inputs if name in batch} for batch in calibration]
+        try:
+            walk(self.model.network, batches, self._treat, done, outside=self.layout.block_size == 0)
+        finally:
+            for hook in self._hooks:
+                hook.remove()
+        return self._notes()
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if self.stage.method == "gptq":
+            notes.append(f"GPTQ on {len(self.found)} layers from {self.tokens:,} calibration tokens")
+        if self.layout.is_static:
+            notes.append(
+                f"ranges of {len(self.found)} layers' inputs by {self.stage.calibrator} from {self.tokens:,} calibration tokens"
+            )
+        if self.smoothed:
+            notes.append(
+                f"inputs of {self.smoothed} layers divided channel by channel before rounding (SmoothQuant, α = {self.alpha:g})"
+            )
+        if self.corrected:
+            notes.append(f"{self.corrected} biases make up for the mean error of their layers")
+        if self.silent:
+            notes.append(
+                f"the inputs of {self.silent} layers were zero on all calibration texts: their range says nothing"
+            )
+        return tuple(notes)
+
+    def _treat(self, layers: list[tuple[str, nn.Module]], site: Site) -> None:
+        chosen: list[tuple[str, nn.Module, Plan]] = []
+        for path, module in layers:
+            name = self.names.get(f"{path}.weight", f"{path}.weight")
+            plan = self.plans.get(name)
+            if plan is not None and plan.grid is not None and name not in self.model.integers:
+                chosen.append((name, module, plan))
+        by_block = [item for item in chosen if item[2].block_size is not None]
+        by_row = [item for item in chosen if item[2].block_size is None]
+        if by_block and self.stage.method == "gptq" and self.layout.block_size:
+            self._compensate(by_block, site)
+        if by_row:
+            self._calibrate(by_row, site)
+
+    def _compensate(self, layers: list[tuple[str, nn.Module, Plan]], site: Site) -> None:
+        """GPTQ on block-wise weights, whose inputs the kernel rounds by itself."""
+        gram = site.gram()
+        self.tokens = gram.tokens
+        for name, _, plan in layers:
+            integer = gptq(plan.weight, gram.matrix, plan.block_size, _grid(plan), transposed=plan.transposed)
+            ours, theirs = (output_sqnr_db(plan.weight, w, gram.matrix) for w in (integer, plan.to_nearest()))
+            note = () if theirs is None else (f"outputs of rounding to nearest: {theirs:.1f} dB",)
+            self.found[name] = Treated(None, ours, note)
+            self.model.integers[name] = integer
+            plan.weight.copy_(integer.dequantize())
+
+    def _calibrate(self, layers: list[tuple[str, nn.Module, Plan]], site: Site) -> None:
+        """Row-wise weights whose inputs become uint8: divisor, range, integers, bias, in this order."""
+        peaks = Peaks()
+        site.stream(peaks.add)
+        self.tokens = max(self.tokens, peaks.tokens)
+        matrices = [_rows(plan.weight, plan) for _, _, plan in layers]
+        divisor = self._divisor(layers, peaks, matrices)
+        scaled = [m if divisor is None else m * divisor for m in matrices]
+        inputs = self._range(site, peaks, divisor, scaled)
+        gram, means = self._statistics(site, divisor, inputs)
+        first = _first_rows(site)
+        for (name, module, plan), matrix, wide in zip(layers, matrices, scaled, strict=True):
+            if self.stage.method == "gptq" and not plan.whole:
+                integer = gptq(wide, gram.matrix, None, _grid(plan))
+                noise = None
+            else:
+                integer = plan.rounded(wide.T if plan.transposed else wide)
+                noise = sqnr_db(wide, _rows(integer.dequantize(), plan) if plan.transposed else integer.dequantize())
+            integer = IntegerWeight(
+                integer.integers,
+                integer.scale,
+                integer.zero_point,
+                None,
+                plan.transposed,
+                integer.bits,
+                divisor,
+                inputs,
+            )
+            self.model.integers[name] = integer
+            now = _rows(integer.dequantize(), plan)
+            rounding = input_rounding(integer)
+            if inputs is not None and self.stage.bias_correction:
+                self.corrected += _correct(module, matrix @ means[0] - now @ means[1])
+            plan.weight.copy_(integer.dequantize())
+            exact = first @ matrix.T
+            self.found[name] = Treated(noise, sqnr_db(exact, rounding(first) @ now.T), _said(inputs))
+            self._hooks.append(
+                module.register_forward_pre_hook(lambda _, x, rounding=rounding: (rounding(x[0]), *x[1:]))
+            )
+
+    def _divisor(
+        self, layers: list[tuple[str, nn.Module, Plan]], peaks: Peaks, matrices: list[Tensor]
+    ) -> Tensor | None:
+        """SmoothQuant's s, [in], with geometric mean 1; None where inputs are smooth already, or where a matrix is shared (its other
+        reader does not divide)."""
+        shared = any(sum(first == name for first in self.names.values()) > 1 for name, _, _ in layers)
+        if not self.alpha or shared or any(module in self.folded for _, module, _ in layers):
+            return None
+        size, weight = peaks.size, torch.stack([m.abs().amax(dim=0) for m in matrices]).amax(dim=0)
+        seen = (size > SMALLEST) & (weight > SMALLEST)
+        if not bool(seen.any()):
+            return None
+        scale = size.clamp(min=SMALLEST).pow(self.alpha) / weight.clamp(min=SMALLEST).pow(1 - self.alpha)
+        scale = scale / scale[seen].log().mean().exp()
+        self.smoothed += len(layers)
+        # A channel that was never seen keeps its size: divided by next to nothing it would burst the range when it comes.
+        return torch.where(seen, scale, torch.ones_like(scale))
+
+    def _range(self, site: Site, peaks: Peaks, divisor: Tensor | None, matrices: list[Tensor]) -> InputGrid | None:
+        """The fixed range of what the group reads; None for schemes that measure it as it comes."""
+        if not self.layout.is_static:
+            return None
+        inverse = torch.ones(1) if divisor is None else reciprocal(divisor)
+        low, high = (float(end) for end in ((peaks.ends[0] * inverse).amin(), (peaks.ends[1] * inverse).amax()))
+        if low == high == 0:
+            self.silent += len(matrices)
+        if self.stage.calibrator == "minmax" or low == high:
+            return input_grid(low, high)
+        histogram = Histogram(min(low, 0.0), max(high, 0.0))
+        importance = torch.stack([m.square().sum(dim=0) for m in matrices]).sum(dim=0)
+        site.stream(lambda rows: histogram.add(rows * inverse, importance))
+        return calibrated(histogram, self.stage.calibrator, self.stage.percentile)
+
+    def _statistics(
+        self, site: Site, divisor: Tensor | None, inputs: InputGrid | None
+    ) -> tuple[Gram, tuple[Tensor, Tensor]]:
+        """The Gram matrix of the rounded inputs, as the integers will meet them, and the means of the inputs before and after."""
+        n = width(site.module)
+        gram, before, after, tokens = Gram(torch.zeros(n, n)), torch.zeros(n), torch.zeros(n), 0
+        inverse = torch.ones(1) if divisor is None else reciprocal(divisor)
+        if self.stage.method != "gptq" and (inputs is None or not self.stage.bias_correction):
+            return gram, (before, after)
+
+        def add(rows: Tensor) -> None:
+            nonlocal tokens
+            rounded = rows if inputs is None else static_uint8(rows, inputs, divisor)
+            if self.stage.method == "gptq":
+                gram.add(rounded * inverse)
+            tokens += len(rows)
+            before.add_(rows.sum(dim=0))
+            after.add_(rounded.sum(dim=0))
+
+        site.stream(add)
+        return gram, (before / tokens, after / tokens)
+
+
+def _grid(plan: Plan) -> Grid:
+    if plan.grid is None:
+        raise QuantizeError("a weight that stays in float was to be rounded; this is a bug.")
+    return plan.grid
+
+
+def _rows(weight: Tensor, plan: Plan) -> Tensor:
+    """A copy of the weight as [out, in]."""
+    return (weight.T if plan.transposed else weight).detach().float().clone()
+
+
+def _first_rows(site: Site) -> Tensor:
+    """What the group reads of the first batch, to judge its outputs by."""
+    rows: list[Tensor] = []
+    site.stream(rows.append, batches=1)
+    return torch.cat(rows)
+
+
+def _correct(module: nn.Module, error: Tensor) -> int:
+    """Add the mean error of the outputs to the bias; 0 where there is none to take it."""
+    bias = getattr(module, "bias", None)
+    if not isinstance(bias, Tensor):
+        return 0
+    bias.add_(error)
+    return 1
+
+
+def _said(inputs: InputGrid | None) -> tuple[str, ...]:
+    if inputs is None:
+        return ()
+    low, high = -inputs.zero_point * inputs.scale, (255 - inputs.zero_point) * inputs.scale
+    return (f"inputs uint8 from {low:.3g} to {high:.3g}",)
