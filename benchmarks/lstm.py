@@ -3,7 +3,7 @@
 squeeze opens it as model path `benchmarks.lstm:factory` with `weights: benchmarks/cache/lstm`, the folder that
 benchmarks/train_lstm.py makes. It is written the way its owner would write it, with nothing for squeeze's sake: a plain
 `forward`, no config, no registration. It has what an own module brings along: a matrix shared by input and output, and
-recurrent weights for which there is no integer kernel.
+recurrent weights, whose integer kernel takes them in an order of its own.
 
 Zaremba, Sutskever & Vinyals 2014 (arXiv:1409.2329), their small model with Press & Wolf 2017's tied output matrix
 (arXiv:1608.05859, section 3); we train with AdamW in one pass of minutes, where they use SGD for dozens of epochs.

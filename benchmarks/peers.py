@@ -17,7 +17,7 @@ from benchmarks.store import CACHE
 PEERS = CACHE / "peers"
 
 
-def nncf_int8(export: Path, calibration: list[dict[str, NDArray[np.int64]]]) -> Path:
+def nncf_int8(export: Path, calibration: list[dict[str, NDArray[np.int64]]], name: str = "openvino-nncf-int8") -> Path:
     """OpenVINO int8 by NNCF: post-training quantization with SmoothQuant and bias correction, the preset for transformers."""
 
     def fill(folder: Path) -> None:
@@ -34,10 +34,26 @@ def nncf_int8(export: Path, calibration: list[dict[str, NDArray[np.int64]]]) -> 
         openvino.save_model(quantized, folder / "openvino_model.xml", compress_to_fp16=False)
         shutil.copy(export / "config.json", folder)
 
-    return made(PEERS / "openvino-nncf-int8", fill)
+    return made(PEERS / name, fill)
 
 
-def quantize_dynamic(export: Path, *, per_channel: bool) -> Path:
+def plain_opset18(model: Path) -> Path:
+    """What torch's exporter writes when nobody asks for more: float32, opset 18, attention in pieces. No pass of squeeze's."""
+
+    def fill(folder: Path) -> None:
+        import onnx_ir
+
+        from squeeze.exporter.trace import traced
+        from squeeze.model import load_model
+
+        with traced(load_model(model), 18) as graph:
+            onnx_ir.save(graph, folder / "model.onnx")
+        shutil.copy(model / "config.json", folder)
+
+    return made(PEERS / "torch-export-opset18", fill)
+
+
+def quantize_dynamic(export: Path, *, per_channel: bool, name: str | None = None) -> Path:
     """What most people reach for first: ONNX Runtime's dynamic int8, on the matrix products only (see peers.md for why)."""
 
     def fill(folder: Path) -> None:
@@ -50,7 +66,7 @@ def quantize_dynamic(export: Path, *, per_channel: bool) -> Path:
         )  # fmt: skip
         shutil.copy(export / "config.json", folder)
 
-    return made(PEERS / f"ort-quantize-dynamic-per-{'channel' if per_channel else 'tensor'}", fill)
+    return made(PEERS / (name or f"ort-quantize-dynamic-per-{'channel' if per_channel else 'tensor'}"), fill)
 
 
 def gguf(source: Path, kind: str) -> Path:

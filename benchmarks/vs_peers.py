@@ -70,18 +70,51 @@ def main() -> None:
 
 def encoder(say: Any) -> Report:
     """The tweet classifier, float32 and int8, in every engine that reads it."""
-    run = artifacts("sentiment-int8")
+    run, static, trained = (
+        artifacts("sentiment-int8"),
+        artifacts("sentiment-int8-static"),
+        artifacts("sentiment-int8-qat"),
+    )
     export = run / "export-0-source"
     others = [
-        peers.nncf_int8(export, calibration(run)), peers.quantize_dynamic(export, per_channel=False),
-        peers.quantize_dynamic(export, per_channel=True),
+        peers.plain_opset18(run / "0-source"), peers.nncf_int8(export, calibration(run)),
+        peers.quantize_dynamic(export, per_channel=False),
     ]  # fmt: skip
     recipe = read_recipe(ROOT / "recipes" / "sentiment-int8.yaml")
     settings = {
-        "runtimes": ["torch", "torch.compile", "onnxruntime", "openvino"], "threads": 2, "repeats": 8, "budget_seconds": 0,
+        "runtimes": ["onnxruntime", "openvino"], "threads": 2, "repeats": 8, "budget_seconds": 0,
         "seconds_per_cell": 0.5, "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
     }  # fmt: skip
-    paths = [run / "0-source", export, run / "export-1-quantize", *others]
+    paths = [export, run / "export-1-quantize", static / "export-1-quantize", trained / "export-2-qat", *others]
+    return squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+
+
+def embeddings(say: Any) -> Report:
+    """MiniLM as published, judged by the cosine of its token vectors to the original's."""
+    run = artifacts("embeddings-int8-static")
+    export = run / "export-0-source"
+    others = [
+        peers.nncf_int8(export, calibration(run, "embeddings-int8-static"), name="openvino-nncf-int8-embeddings"),
+        peers.quantize_dynamic(export, per_channel=False, name="ort-quantize-dynamic-embeddings"),
+    ]
+    recipe = read_recipe(ROOT / "recipes" / "embeddings-int8-static.yaml")
+    settings = {
+        "runtimes": ["onnxruntime", "openvino"], "threads": 2, "repeats": 8, "budget_seconds": 0, "seconds_per_cell": 0.5,
+        "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
+    }  # fmt: skip
+    paths = [export, run / "export-1-quantize", *others]
+    return squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+
+
+def qat(say: Any) -> Report:
+    """What training with the rounding in the loop mends of int8-static in its plainest form."""
+    run = artifacts("sentiment-minmax-qat")
+    recipe = read_recipe(ROOT / "recipes" / "sentiment-minmax-qat.yaml")
+    settings = {
+        "runtimes": ["torch"], "threads": 2, "repeats": 3, "budget_seconds": 0,
+        "workloads": [{"kind": "fixed", "batch": 1, "sequence": 16}],
+    }  # fmt: skip
+    paths = [run / "0-source", run / "1-quantize", run / "2-qat"]
     return squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
 
 
@@ -119,7 +152,7 @@ def artifacts(name: str) -> Path:
 
     What an older squeeze left there, whose recipes had other settings, is made again.
     """
-    if name == "sentiment-int8":
+    if name.startswith("sentiment-"):
         subprocess.run([sys.executable, ROOT / "benchmarks" / "finetune_sentiment.py"], check=True, cwd=ROOT)
     recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml").model_copy(update={"bench": None})
     RUNS.mkdir(parents=True, exist_ok=True)
@@ -130,12 +163,13 @@ def artifacts(name: str) -> Path:
     return RUNS / name
 
 
-def calibration(run: Path) -> list[dict[str, Any]]:
+def calibration(run: Path, name: str = "sentiment-int8") -> list[dict[str, Any]]:
     """The recipe's calibration tweets, one a batch."""
-    settings = DataSettings.model_validate(read_recipe(ROOT / "recipes" / "sentiment-int8.yaml").data.model_dump())
+    recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
+    settings = DataSettings.model_validate(recipe.data.model_dump())
     tokenizer = load_tokenizer(run / "0-source")
-    split = load_data(settings, "text-classification", tokenizer, 0).split("calibration")
-    rows = batches(split, tokenizer, "text-classification", batch=1, max_length=settings.max_length, order="given")
+    split = load_data(settings, recipe.task, tokenizer, 0).split("calibration")
+    rows = batches(split, tokenizer, recipe.task, batch=1, max_length=settings.max_length, order="given")
     return [{name: array for name, array in row.items() if name != "index"} for row in rows[:CALIBRATION]]
 
 
@@ -165,7 +199,7 @@ def _timed(report: Report, artifact: str, runtime: str, work: str) -> Measuremen
     return None
 
 
-PARTS = {"encoder": encoder, "decoder": decoder, "load": load}
+PARTS = {"encoder": encoder, "embeddings": embeddings, "qat": qat, "decoder": decoder, "load": load}
 
 if __name__ == "__main__":
     main()

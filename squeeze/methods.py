@@ -18,12 +18,24 @@ class Method(NamedTuple):
 def list_methods() -> list[Method]:
     """Every scheme, task, runtime and asset that this installation knows."""
     from squeeze.compress import METHODS, SCHEMES
+    from squeeze.compress.calibrate import CALIBRATORS
     from squeeze.rows import ASSETS
     from squeeze.runtimes import RUNTIMES
     from squeeze.tasks import TASKS
 
     rows = [Method("scheme", name, scheme.summary, scheme.source) for name, scheme in SCHEMES.items()]
     rows += [Method("method", name, method.summary, method.source) for name, method in METHODS.items()]
+    rows += [
+        Method("calibrator", name, calibrator.summary, calibrator.source) for name, calibrator in CALIBRATORS.items()
+    ]
+    rows += [
+        Method(
+            "training",
+            "qat",
+            "goes on training a quantized model with its rounding in the loop",
+            "Esser et al. 2019, arXiv:1902.08153",
+        )
+    ]
     rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
     rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]
     rows += [

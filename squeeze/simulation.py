@@ -5,14 +5,16 @@ wherever it is read.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
 
 from squeeze.integers import IntegerWeight, block_int8, dynamic_uint8, reciprocal, static_uint8
 from squeeze.model import Model, aliases, answer
+from squeeze.recurrent import simulate
 
 
 def simulation(model: Model) -> nn.Module:
@@ -33,15 +35,18 @@ def simulate_activations(model: Model) -> None:
     if model.activations == "float":
         return
     shared = aliases(model.network)
-    first_only = _first_token_only(model) if model.activations == "dynamic-uint8" else set()
+    first_only = _first_token_only(model) if model.activations == "dynamic-uint8" else {}
     for path, module in model.network.named_modules():
+        if isinstance(module, nn.LSTM):
+            simulate(module, path, model.integers, shared)
+            continue
         name = f"{path}.weight"
         weight = model.integers.get(shared.get(name, name))
         if weight is None or isinstance(module, nn.Embedding):
             continue
         rounded = input_rounding(weight)
-        if path in first_only:
-            rounded = partial(_of_first_token, rounded)
+        if any(first_only.get(path, ())):
+            rounded = partial(_by_call, rounded, cycle(first_only[path]))
         module.register_forward_pre_hook(lambda _module, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:]))
 
 
@@ -57,21 +62,24 @@ def input_rounding(weight: IntegerWeight) -> Callable[[Tensor], Tensor]:
     return lambda x: dynamic_uint8(x * inverse) * divisor
 
 
-def _of_first_token(rounded: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Only token 0 rounded, in the range that it has by itself: an export computes no other there."""
+def _by_call(rounded: Callable[[Tensor], Tensor], first_only: Iterator[bool], x: Tensor) -> Tensor:
+    """Rounds all tokens, or in calls of which only token 0 counts that token alone, in the range that it has by itself."""
+    if not next(first_only):
+        return rounded(x)
     out = x.clone()
     out[:, :1] = rounded(x[:, :1])
     return out
 
 
-def _first_token_only(model: Model) -> set[str]:
-    """Linear layers of a classifier whose outputs count at token 0 alone: there the answer's gradient is zero everywhere else.
+def _first_token_only(model: Model) -> dict[str, tuple[bool, ...]]:
+    """For every linear layer of a classifier and each of its calls in one pass (ALBERT's layers share theirs), whether its outputs
+    count at token 0 alone: there the answer's gradient is zero everywhere else.
 
     The export leaves the other tokens out (squeeze.exporter.attention), and a range measured as it comes is then another one.
     """
     if model.task != "text-classification" or model.factory is not None:
-        return set()
-    added: dict[str, Tensor] = {}
+        return {}
+    added: dict[str, list[Tensor]] = {}
     hooks = []
     for path, module in model.network.named_modules():
         if isinstance(module, nn.Linear):
@@ -79,8 +87,8 @@ def _first_token_only(model: Model) -> set[str]:
             def ran(_: nn.Module, _inputs: object, output: Tensor, path: str = path) -> Tensor | None:
                 if output.dim() != 3:
                     return None
-                added[path] = torch.zeros_like(output, requires_grad=True)
-                return output + added[path]
+                added.setdefault(path, []).append(torch.zeros_like(output, requires_grad=True))
+                return output + added[path][-1]
 
             hooks.append(module.register_forward_hook(ran))
     try:
@@ -92,7 +100,8 @@ def _first_token_only(model: Model) -> set[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    grads = {path: zero.grad for path, zero in added.items()}
-    return {
-        path for path, grad in grads.items() if grad is not None and not bool(grad[:, 1:].any()) and bool(grad.any())
-    }
+    return {path: tuple(_only_first(zero.grad) for zero in zeros) for path, zeros in added.items()}
+
+
+def _only_first(grad: Tensor | None) -> bool:
+    return grad is not None and bool(grad[:, :1].any()) and not bool(grad[:, 1:].any())

@@ -59,7 +59,9 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     graph = ir.load(folder / MODEL_FILE)
     checks = [_check_interface(graph, model), *_check_integers(graph, model)]
     rng = np.random.default_rng(seed)
-    session = open_session(folder, "onnxruntime")
+    # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
+    in_parts = any(node.op_type == "DynamicQuantizeLSTM" for node in graph.graph)
+    session = open_session(folder, "onnxruntime", threads=1 if in_parts else None)
     try:
         checks += _check_outputs(session, model, settings, rng)
     finally:
@@ -99,7 +101,7 @@ def _check_interface(graph: "ir.Model", model: "Model") -> Check:
 
 def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     """Every integer and every scale of the artifact, against the bytes in the graph's initializers."""
-    from squeeze.exporter.placement import integers_in_graph
+    from squeeze.exporter.placement import integers_in_graph, scales_in_graph
 
     if not model.integers:
         return
@@ -113,8 +115,8 @@ def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
             continue
         found = integers_in_graph(value.const_value.numpy(), place["layout"], weights)
         scale = graph.graph.initializers[place["initializer"].removesuffix(".integers") + ".scale"].const_value
-        expected_scale = np.concatenate([w.scale.numpy().ravel() for w in weights])
-        differing += int(scale is None or scale.numpy().ravel().tobytes() != expected_scale.tobytes())
+        scales = b"" if scale is None else scales_in_graph(scale.numpy(), place["layout"]).tobytes()
+        differing += int(scales != np.concatenate([w.scale.numpy().ravel() for w in weights]).tobytes())
         differing += _differing_zero_points(
             graph, place["initializer"].removesuffix(".integers") + ".zero_point", weights
         )

@@ -73,8 +73,15 @@ def quantize(
         typer.Option(help="Integers around zero, or with a zero point for each block; none: the scheme's choice."),
     ] = None,
     smooth: Annotated[
-        float | None, typer.Option(help="SmoothQuant's α (0.5, say), for decoders; needs --data.")
+        float | None, typer.Option(help="SmoothQuant's α (0.5, say; 0: none); needs --data. None: the scheme's choice.")
     ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(help="Weights that share a scale: tensor, channel or group; none: the scheme's choice."),
+    ] = None,
+    calibrator: Annotated[
+        str, typer.Option(help="How int8-static chooses ranges: mse, minmax, percentile or entropy.")
+    ] = "mse",
     data: Annotated[
         str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
     ] = None,
@@ -113,6 +120,8 @@ def quantize(
             block_size=block_size,
             symmetric=symmetric,
             smooth_alpha=smooth,
+            granularity=granularity,
+            calibrator=calibrator,
             keep=keep or (),
             data=content["data"] or None,
             progress=say,

@@ -31,7 +31,7 @@ def weights(network: "nn.Module") -> Iterator[tuple[str, "Tensor", bool, str]]:
     seen: set[int] = set()
     for path, module in network.named_modules():
         if isinstance(module, nn.RNNBase):
-            reason = why_float(module) or f"kept in float: {type(module).__name__} weights are not linear layers"
+            reason = why_float(module)
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 2 and id(parameter) not in seen:
                     seen.add(id(parameter))

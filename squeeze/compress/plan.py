@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from squeeze.compress.layers import output_matrices, weights
 from squeeze.errors import QuantizeError, nearest
 from squeeze.integers import Grid, IntegerWeight, round_to_nearest
+from squeeze.recurrent import kernel_groups
 
 if TYPE_CHECKING:
     from squeeze.compress.quantize import QuantizeStage
@@ -58,6 +59,8 @@ class Plan:
 def make_plans(network: nn.Module, stage: "QuantizeStage", layout: "Layout") -> dict[str, Plan]:
     """What is to become of every weight matrix. Raises QuantizeError for a `keep` pattern that matches nothing."""
     plans: dict[str, Plan] = {}
+    groups = kernel_groups(network)
+    recurrent = {name for group in groups for name in group}
     unmatched = set(stage.keep)
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     outputs = output_matrices(network)
@@ -71,6 +74,10 @@ def make_plans(network: nn.Module, stage: "QuantizeStage", layout: "Layout") -> 
         if kept or reason:
             plans[name] = Plan(weight, transposed, f"kept in float: keep {kept[0]!r}" if kept else reason)
             continue
+        if name in recurrent:  # in every scheme: the one kernel there is takes nothing else
+            grid = Grid(8, symmetric=True, unsigned=False)
+            plans[name] = Plan(weight, transposed, "", None, grid, stage.granularity == "tensor")
+            continue
         # Tables and the output matrix decide more than they weigh, and the kernel that looks rows up reads 8-bit blocks.
         is_end = name in outputs or id(weight) in tables
         bits = 8 if is_end else layout.bits
@@ -82,6 +89,11 @@ def make_plans(network: nn.Module, stage: "QuantizeStage", layout: "Layout") -> 
         block = (chosen or best_block(columns, largest)) if by_block else None
         grid = Grid(bits, symmetric, layout.unsigned or by_block)
         plans[name] = Plan(weight, transposed, "", block, grid, stage.granularity == "tensor" and block is None)
+    for group in groups:
+        floats = [name for name in group if plans[name].note]
+        for name in group if floats else ():
+            note = plans[name].note or f"kept in float with {floats[0]}: one kernel takes both"
+            plans[name] = Plan(plans[name].weight, plans[name].transposed, note)
     if unmatched:
         names = [name.removesuffix(".weight") for name in plans]
         raise QuantizeError(

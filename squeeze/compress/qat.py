@@ -99,7 +99,8 @@ def train(
                 loss = _loss(stage, model, teacher, texts[number])
                 if not bool(torch.isfinite(loss)):
                     raise QuantizeError(
-                        f"the loss of qat is {float(loss.detach())} at step {len(losses) + 1} of {steps}. Lower learning_rate; nothing was written."
+                        f"the loss of qat is {float(loss.detach())} at step {len(losses) + 1} of {steps}. Lower learning_rate; "
+                        "nothing was written."
                     )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -294,11 +295,17 @@ def _loss(
 
 
 def _trained(model: "Model") -> "list[torch.nn.Parameter]":
-    """All parameters but embeddings: their gradients cost more than a step, and their integers are those that the graph looks up."""
+    """All parameters but embeddings: their gradients cost more than a step, and their integers are those that the graph looks up.
+
+    Nor the integers of LSTMs, whose rounding is a loop that no parametrization enters.
+    """
     from torch import nn
 
+    from squeeze.recurrent import kernel_groups
+
     tables = {id(m.weight) for m in model.network.modules() if isinstance(m, nn.Embedding)}
-    found = [p for p in model.network.parameters() if id(p) not in tables]
+    recurrent = {name for group in kernel_groups(model.network) for name in group if name in model.integers}
+    found = [p for name, p in model.network.named_parameters() if id(p) not in tables and name not in recurrent]
     for parameter in found:
         parameter.requires_grad_(True)
     return found

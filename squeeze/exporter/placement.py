@@ -16,6 +16,7 @@ from torch import Tensor
 
 from squeeze.errors import ExportError
 from squeeze.exporter.passes import replace
+from squeeze.exporter.recurrent import LAYOUT, lstm, lstm_integers, lstm_scales, place_lstm
 from squeeze.integers import IntegerWeight, pack, reciprocal, unpack
 
 CONTRIB = "com.microsoft"
@@ -91,12 +92,14 @@ def place_integers(
     if not integers:
         return [], []
     placer = Placer(model, integers)
-    linears = gathers = 0
+    linears = gathers = recurrent = 0
     for node in list(model.graph):
         if node.op_type in ("MatMul", "Gemm") and node.domain == "":
             linears += _place_linear(placer, node, activations)
         elif node.op_type == "Gather" and node.domain == "":
             gathers += _place_embedding(placer, node)
+        elif node.op_type == "LSTM" and node.domain == "":
+            recurrent += place_lstm(placer, node)
     placed = {name for place in placer.places for name in place.layers}
     lost = sorted(set(integers) - placed)
     if lost:
@@ -108,7 +111,8 @@ def place_integers(
         "block-int8": "MatMulNBits", "static-uint8": "MatMulIntegerToFloat, inputs rounded in calibrated ranges, once for all readers",
     }.get(activations, "MatMulInteger with activations quantized once per input")  # fmt: skip
     return [p.as_row() for p in placer.places], [
-        f"{linears} matrix products on {kernel}, {gathers} embeddings from integers"
+        f"{linears} matrix products on {kernel}, {gathers} embeddings from integers",
+        *([f"{recurrent} LSTM layers on DynamicQuantizeLSTM, states rounded at each step"] if recurrent else []),
     ]
 
 
@@ -338,6 +342,8 @@ def _rows(parts: list[IntegerWeight]) -> dict[str, NDArray[Any]]:
 
 def integers_in_graph(array: NDArray[Any], layout: str, weights: list[IntegerWeight]) -> list[NDArray[Any]]:
     """Undo a layout: the [out, in] integers of each layer as they lie in the graph's initializer. For `verify`."""
+    if layout == LAYOUT:
+        return lstm_integers(array)
     if layout == "blocks":
         bits, columns = weights[0].bits, weights[0].shape[1]
         array = unpack(torch.tensor(array.reshape(array.shape[0], -1)), bits, array[0].size * 8 // bits).numpy()[
@@ -349,4 +355,9 @@ def integers_in_graph(array: NDArray[Any], layout: str, weights: list[IntegerWei
     return np.split(array, ends[:-1])
 
 
-LAYOUTS = {"blocks": _blocks, "columns": _columns, "rows": _rows}
+def scales_in_graph(array: NDArray[Any], layout: str) -> NDArray[Any]:
+    """Undo a layout: the scales of all its layers, in the order in which the artifact keeps them. For `verify`."""
+    return (np.concatenate(lstm_scales(array)) if layout == LAYOUT else array).ravel()
+
+
+LAYOUTS = {"blocks": _blocks, "columns": _columns, "rows": _rows, LAYOUT: lstm}

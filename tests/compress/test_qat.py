@@ -20,9 +20,9 @@ BATCHES: list[dict[str, Any]] = [
     for _ in range(4)
 ]  # fmt: skip
 SCHEMES = [
-    ("int8-static", {"calibrator": "minmax", "smooth_alpha": 0}, 1e-4),
-    ("int8-static", {}, 1e-4),
-    ("int8", {}, 1e-4),
+    ("int8-static", {"calibrator": "minmax", "smooth_alpha": 0}, 3e-4),
+    ("int8-static", {}, 3e-4),
+    ("int8", {}, 3e-4),
     ("int4-weight", {}, 2e-3),
 ]
 

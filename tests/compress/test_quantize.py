@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from squeeze.compress.layers import weights
-from squeeze.compress.plan import best_block
+from squeeze.compress.plan import best_block, make_plans
 from squeeze.compress.quantize import SCHEMES, QuantizeStage
 from squeeze.errors import QuantizeError
+from squeeze.integers import Grid
 from squeeze.model import load_model
 
 BATCHES = [
@@ -150,8 +150,13 @@ def test_the_block_divides_the_row_where_one_can(columns: int, largest: int, exp
         assert block == expected
 
 
-def test_recurrent_weights_are_listed_as_kept() -> None:
-    network = torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.LSTM(64, 64))
-    reasons = {name: reason for name, _, _, reason in weights(network)}
-    assert "LSTM" in reasons["1.weight_ih_l0"]
-    assert reasons["0.weight"] == ""
+@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+def test_lstm_layers_are_int8_by_row_in_every_scheme_and_stay_in_float_whole(scheme: str) -> None:
+    network = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(100, 64), "lstm": torch.nn.LSTM(64, 64, 2)})
+    stage = QuantizeStage(scheme=scheme, keep=("lstm.weight_hh_l1",))
+    plans = make_plans(network, stage, SCHEMES[scheme].layout("causal-lm"))
+    for name in ("lstm.weight_ih_l0", "lstm.weight_hh_l0"):
+        assert (plans[name].block_size, plans[name].grid) == (None, Grid(8, symmetric=True, unsigned=False))
+    assert plans["lstm.weight_ih_l1"].grid is None
+    assert plans["lstm.weight_ih_l1"].note == "kept in float with lstm.weight_hh_l1: one kernel takes both"
+    assert plans["lstm.weight_hh_l1"].note == "kept in float: keep 'lstm.weight_hh_l1'"

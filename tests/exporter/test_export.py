@@ -123,6 +123,7 @@ def test_an_own_lstm_module_exports_and_verifies_in_every_scheme(scheme: str | N
     model = Model(Recurrent().eval().requires_grad_(False), None, "causal-lm", "own", {}, factory="tests:own")
     if scheme is not None:
         QuantizeStage(scheme=scheme).apply(model, calibration(model))
-        assert "embedding.weight" in model.integers
+        lstm = {f"lstm.weight_{kind}_l{layer}" for kind in ("ih", "hh") for layer in (0, 1)}
+        assert set(model.integers) == {"embedding.weight", *lstm}
     export_onnx(model, tmp_path)
     assert [c for c in verify(model, tmp_path) if not c.passed] == []

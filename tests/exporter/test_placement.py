@@ -11,7 +11,7 @@ import torch
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import ExportError
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx
-from squeeze.exporter.placement import LAYOUTS, Placer, integers_in_graph, place_integers
+from squeeze.exporter.placement import LAYOUTS, Placer, integers_in_graph, place_integers, scales_in_graph
 from squeeze.integers import block_int8, round_to_nearest
 from squeeze.model import load_model
 
@@ -41,12 +41,14 @@ def test_every_layout_gives_back_the_integers(layout: str) -> None:
     unsigned = layout == "blocks"
     parts = [
         round_to_nearest(torch.randn(n, 40, generator=SEED), 16 if unsigned else None, unsigned=unsigned)
-        for n in (3, 5)
+        for n in ((8, 8) if layout == "lstm" else (3, 5))  # four gates, and directions of one size
     ]
     parts = parts[:1] if layout == "rows" else parts
     array = LAYOUTS[layout](parts)["integers"]
     for found, part in zip(integers_in_graph(array, layout, parts), parts, strict=True):
         assert np.array_equal(found, part.integers.numpy())
+    scales = scales_in_graph(LAYOUTS[layout](parts)["scale"], layout)
+    assert np.array_equal(scales, np.concatenate([part.scale.numpy().ravel() for part in parts]))
 
 
 @pytest.mark.parametrize("activations", ["block-int8", "dynamic-uint8"])

@@ -12,14 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from squeeze.compress.qat import QatStage
+from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import ExportError
+from squeeze.exporter import MODEL_FILE, export_onnx
 from squeeze.exporter.passes import remove_unused
-from squeeze.exporter.placement import CONTRIB, LAYOUTS, Placer
+from squeeze.exporter.placement import CONTRIB, Placer
 from squeeze.exporter.recurrent import LAYOUT, lstm, lstm_integers, lstm_scales, place_lstm
 from squeeze.exporter.trace import traced
 from squeeze.integers import IntegerWeight, round_to_nearest
 from squeeze.model import Model
 from squeeze.recurrent import kernel_groups, simulate
+from squeeze.verification import verify
 
 ROWS = 50
 FORMS: list[dict[str, Any]] = [
@@ -67,8 +71,7 @@ def quantized(model: Model) -> dict[str, IntegerWeight]:
 @contextmanager
 def placed(model: Model, integers: dict[str, IntegerWeight]) -> Iterator[tuple[ir.Model, Placer, int]]:
     """The traced graph with its LSTM nodes on the integer kernel, what wrote it, and how many nodes were replaced."""
-    with pytest.MonkeyPatch.context() as patch, traced(model, 23) as graph:
-        patch.setitem(LAYOUTS, LAYOUT, lstm)
+    with traced(model, 23) as graph:
         placer = Placer(graph, integers)
         count = sum(place_lstm(placer, node) for node in list(graph.graph) if node.op_type == "LSTM")
         graph.graph.opset_imports.setdefault(CONTRIB, 1)
@@ -200,3 +203,36 @@ def test_blocks_are_refused_by_name() -> None:
     model.network.recurrent.weight_hh_l0.copy_(integers[name].dequantize())
     with pytest.raises(ExportError, match=f"{name} is not int8 with one scale per row"), placed(model, integers):
         pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_export_verifies_and_a_gate_or_scale_out_of_place_does_not(form: dict[str, Any], tmp_path: Path) -> None:
+    model = tagger(**form)
+    QuantizeStage().apply(model)
+    notes = export_onnx(model, tmp_path)
+    assert (
+        f"{model.network.recurrent.num_layers} LSTM layers on DynamicQuantizeLSTM, states rounded at each step" in notes
+    )
+    checks = verify(model, tmp_path)
+    assert [check for check in checks if not check.passed] == []
+    assert all(check.value < 0.05 * check.limit for check in checks if check.name.startswith("outputs"))
+    good = ir.load(tmp_path / MODEL_FILE)
+    place = next(name for name in good.graph.initializers if "weight_hh_l0" in name and name.endswith(".integers"))
+    for name in (place, place.replace(".integers", ".scale")):
+        graph = ir.from_proto(ir.to_proto(good))
+        value = graph.graph.initializers[name]
+        i, o, f, c = np.split(value.const_value.numpy(), 4, axis=-1)
+        value.const_value = ir.tensor(np.concatenate([i, f, o, c], axis=-1), name=name)
+        ir.save(graph, tmp_path / MODEL_FILE)
+        failed = [check.name for check in verify(model, tmp_path) if not check.passed]
+        assert "integer bytes that differ" in failed
+
+
+def test_training_on_leaves_the_matrices_of_an_lstm_what_their_integers_say() -> None:
+    model = tagger()
+    QuantizeStage().apply(model)
+    bias = model.network.recurrent.bias_ih_l0.clone()
+    QatStage(learning_rate=1e-3).apply(model, [{"input_ids": ids(4, 9).numpy()}] * 3, teacher=tagger())
+    assert not torch.equal(model.network.recurrent.bias_ih_l0, bias)
+    for name, integer in model.integers.items():
+        assert torch.equal(model.network.get_parameter(name), integer.dequantize())
