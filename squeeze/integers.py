@@ -171,7 +171,7 @@ def to_tensors(weights: Mapping[str, IntegerWeight]) -> dict[str, Tensor]:
         if isinstance(weight.zero_point, Tensor):
             tensors[f"{name}.zero_point"] = weight.zero_point.contiguous()
         if weight.divisor is not None:
-            tensors[f"{name}.divisor"] = weight.divisor.contiguous()
+            tensors[f"{name}.divisor"] = weight.divisor.clone()  # readers of one tensor share one; files do not
         if weight.inputs is not None:
             tensors[f"{name}.input_scale"] = torch.tensor([weight.inputs.scale], dtype=torch.float32)
             tensors[f"{name}.input_zero_point"] = torch.tensor([weight.inputs.zero_point], dtype=torch.uint8)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import squeeze
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import QuantizeError
 from squeeze.model import Model, load_model
@@ -118,3 +119,27 @@ def test_a_module_without_repeated_blocks_is_calibrated_as_a_whole() -> None:
     QuantizeStage(scheme="int8-static").apply(model, BATCHES)
     assert model.integers["middle.weight"].inputs is not None
     assert model.integers["lm_head.weight"].block_size == 32
+
+
+def test_a_static_artifact_is_saved_and_opened_whole(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    artifact = squeeze.quantize(
+        tiny_bert_folder, tmp_path / "run", scheme="int8-static",
+        data={"path": str(texts(tmp_path)), "label_column": "label", "splits": {"evaluate": 4, "calibration": 16}},
+    )  # fmt: skip
+    opened = load_model(artifact.folder)
+    linear = [w for w in opened.integers.values() if w.inputs is not None]
+    assert len(linear) == 2 * 6 + 1
+    assert all(w.divisor is not None for w in linear)
+    again = load_model(artifact.folder)
+    assert torch.equal(logits(simulation(opened)), logits(simulation(again)))
+    parameters = dict(opened.network.named_parameters())
+    assert all(torch.equal(parameters[name], w.dequantize()) for name, w in opened.integers.items())
+
+
+def texts(folder: Path) -> Path:
+    """Labelled texts that the tiny tokenizers know."""
+    words = ["alpha", "beta", "gamma", "delta", "the", "of", "and", "model"]
+    rows = [f'"{" ".join(RNG.choice(words, 6))} {n}",{n % 2}' for n in range(40)]
+    file = folder / "texts.csv"
+    file.write_text("text,label\n" + "\n".join(rows) + "\n", "utf-8")
+    return file
