@@ -21,7 +21,7 @@ BATCHES: list[dict[str, Any]] = [
 ]  # fmt: skip
 SCHEMES = [
     ("int8-static", {"calibrator": "minmax", "smooth_alpha": 0}, 3e-4),
-    ("int8-static", {}, 2e-4),
+    ("int8-static", {"granularity": "tensor"}, 3e-4),
     ("int8", {}, 3e-4),
     ("int4-weight", {}, 2e-3),
 ]
