@@ -39,12 +39,18 @@ class Plan:
 
     def rounded(self, weight: Tensor) -> IntegerWeight:
         """Another matrix of the same shape on this weight's grid."""
+        grid = self.own_grid
+        return round_to_nearest(
+            weight, self.block_size, unsigned=grid.unsigned, transposed=self.transposed, bits=grid.bits,
+            symmetric=grid.symmetric, whole=self.whole,
+        )  # fmt: skip
+
+    @property
+    def own_grid(self) -> Grid:
+        """The grid of a weight that does not stay in float."""
         if self.grid is None:
             raise QuantizeError("a weight that stays in float was to be rounded; this is a bug.")
-        return round_to_nearest(
-            weight, self.block_size, unsigned=self.grid.unsigned, transposed=self.transposed, bits=self.grid.bits,
-            symmetric=self.grid.symmetric, whole=self.whole,
-        )  # fmt: skip
+        return self.grid
 
     @property
     def described(self) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from squeeze.compress.layers import refuse_nonfinite, sparsity_of
 from squeeze.compress.schemes import CALIBRATOR_NAMES, METHODS, SCHEMES, Layout
@@ -71,25 +71,13 @@ class QuantizeStage(BaseModel):
     )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
 
-    @field_validator("scheme")
+    @field_validator("scheme", "method", "calibrator")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in SCHEMES:
-            raise ValueError(f"scheme {value!r} is unknown. {nearest(value, SCHEMES)}")
-        return value
-
-    @field_validator("method")
-    @classmethod
-    def _known_method(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"method {value!r} is unknown. {nearest(value, METHODS)}")
-        return value
-
-    @field_validator("calibrator")
-    @classmethod
-    def _known_calibrator(cls, value: str) -> str:
-        if value not in CALIBRATOR_NAMES:
-            raise ValueError(f"calibrator {value!r} is unknown. {nearest(value, CALIBRATOR_NAMES)}")
+    def _known(cls, value: str, info: ValidationInfo) -> str:
+        tables = {"scheme": tuple(SCHEMES), "method": tuple(METHODS), "calibrator": CALIBRATOR_NAMES}
+        known = tables[str(info.field_name)]
+        if value not in known:
+            raise ValueError(f"{info.field_name} {value!r} is unknown. {nearest(value, known)}")
         return value
 
     @model_validator(mode="after")
@@ -160,6 +148,19 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
         raise QuantizeError(
             f"granularity {stage.granularity}: {stage.scheme} for {model.task} has kernels for {offered} only. Drop it, or choose "
             "another scheme."
+        )
+    if stage.granularity == "tensor" and stage.method != "round":
+        raise QuantizeError(
+            f"method {stage.method} fits a scale to each row, not one to the tensor. Drop granularity: tensor."
+        )
+    unread = [
+        name
+        for name in ("calibrator", "percentile", "bias_correction")
+        if getattr(stage, name) != type(stage).model_fields[name].default
+    ]
+    if unread and not layout.is_static:
+        raise QuantizeError(
+            f"{unread[0]} is for int8-static; {stage.scheme} fixes no ranges beforehand. Drop it, or choose int8-static."
         )
     if stage.smooth_alpha and layout.block_size and (model.factory is not None or model.task != "causal-lm"):
         raise QuantizeError(

@@ -5,7 +5,7 @@ reads is what the exported graph will give it. Statistics are streamed, several 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from squeeze.compress.layerwise import Gram, Site, walk, width
 from squeeze.compress.plan import Plan
 from squeeze.compress.smooth import SMALLEST, smooth
 from squeeze.errors import QuantizeError
-from squeeze.integers import Grid, InputGrid, IntegerWeight, reciprocal, sqnr_db, static_uint8
+from squeeze.integers import InputGrid, reciprocal, sqnr_db, static_uint8
 from squeeze.model import aliases
 from squeeze.simulation import input_rounding
 
@@ -68,14 +68,8 @@ class Treatment:
     def __init__(
         self, model: "Model", stage: "QuantizeStage", layout: "Layout", plans: dict[str, Plan], *, folded: set[nn.Module], alpha: float,
     ) -> None:  # fmt: skip
-        self.model, self.stage, self.layout, self.plans, self.folded, self.alpha = (
-            model,
-            stage,
-            layout,
-            plans,
-            folded,
-            alpha,
-        )
+        self.model, self.stage, self.layout, self.plans = model, stage, layout, plans
+        self.folded, self.alpha = folded, alpha
         self.found: dict[str, Treated] = {}
         self.names = aliases(model.network)
         self.tokens = self.smoothed = self.corrected = self.silent = 0
@@ -130,7 +124,7 @@ class Treatment:
         gram = site.gram()
         self.tokens = gram.tokens
         for name, _, plan in layers:
-            integer = gptq(plan.weight, gram.matrix, plan.block_size, _grid(plan), transposed=plan.transposed)
+            integer = gptq(plan.weight, gram.matrix, plan.block_size, plan.own_grid, transposed=plan.transposed)
             ours, theirs = (output_sqnr_db(plan.weight, w, gram.matrix) for w in (integer, plan.to_nearest()))
             note = () if theirs is None else (f"outputs of rounding to nearest: {theirs:.1f} dB",)
             self.found[name] = Treated(None, ours, note)
@@ -149,22 +143,13 @@ class Treatment:
         gram, means = self._statistics(site, divisor, inputs)
         first = _first_rows(site)
         for (name, module, plan), matrix, wide in zip(layers, matrices, scaled, strict=True):
-            if self.stage.method == "gptq" and not plan.whole:
-                integer = gptq(wide, gram.matrix, None, _grid(plan))
+            if self.stage.method == "gptq":
+                integer = gptq(wide, gram.matrix, None, plan.own_grid)
                 noise = None
             else:
                 integer = plan.rounded(wide.T if plan.transposed else wide)
-                noise = sqnr_db(wide, _rows(integer.dequantize(), plan) if plan.transposed else integer.dequantize())
-            integer = IntegerWeight(
-                integer.integers,
-                integer.scale,
-                integer.zero_point,
-                None,
-                plan.transposed,
-                integer.bits,
-                divisor,
-                inputs,
-            )
+                noise = sqnr_db(wide, _rows(integer.dequantize(), plan))
+            integer = replace(integer, transposed=plan.transposed, divisor=divisor, inputs=inputs)
             self.model.integers[name] = integer
             now = _rows(integer.dequantize(), plan)
             rounding = input_rounding(integer)
@@ -231,12 +216,6 @@ class Treatment:
 
         site.stream(add)
         return gram, (before / tokens, after / tokens)
-
-
-def _grid(plan: Plan) -> Grid:
-    if plan.grid is None:
-        raise QuantizeError("a weight that stays in float was to be rounded; this is a bug.")
-    return plan.grid
 
 
 def _rows(weight: Tensor, plan: Plan) -> Tensor:

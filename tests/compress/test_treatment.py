@@ -103,6 +103,21 @@ def test_a_granularity_without_a_kernel_is_refused(wanted: tuple[str, str], tiny
         )
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scheme": "int8-static", "granularity": "tensor", "method": "gptq"}, "fits a scale to each row"),
+        ({"scheme": "int8", "calibrator": "minmax"}, "calibrator is for int8-static"),
+        ({"scheme": "int4-weight", "bias_correction": False}, "bias_correction is for int8-static"),
+    ],
+)
+def test_a_setting_that_nothing_would_read_is_refused(
+    settings: dict[str, object], message: str, tiny_bert_folder: Path
+) -> None:
+    with pytest.raises(QuantizeError, match=message):
+        QuantizeStage.model_validate(settings).apply(load_model(tiny_bert_folder), BATCHES)
+
+
 def test_a_module_without_repeated_blocks_is_calibrated_as_a_whole() -> None:
     class Own(torch.nn.Module):
         def __init__(self) -> None:
