@@ -50,6 +50,9 @@ class QatStage(BaseModel):
     learn_ranges: bool = Field(
         default=True, description="let the ranges of inputs learn, where they are fixed (int8-static)"
     )
+    range_rate: float = Field(
+        default=3e-3, gt=0, description="highest rate of the logarithms of those ranges: a step changes a range by about this share"
+    )
     clip: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
     seed: int = Field(default=0, ge=0, description="order of the batches")
 
@@ -88,7 +91,7 @@ def train(
     parameters, ranges = _trained(model), list(layers.ranges.values()) if stage.learn_ranges else []
     steps = stage.epochs * len(texts)
     optimizer = torch.optim.AdamW(
-        [{"params": parameters, "lr": stage.learning_rate}, {"params": ranges, "lr": stage.learning_rate * 10}], weight_decay=0.0
+        [{"params": parameters, "lr": stage.learning_rate}, {"params": ranges, "lr": stage.range_rate}], weight_decay=0.0
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, stage.warm_up))
     generator = torch.Generator().manual_seed(stage.seed)
