@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from squeeze.compress.gptq import SHRINKS
 from squeeze.compress.layerwise import Gram, Site, width
 from squeeze.compress.links import Link, find_links
-from squeeze.errors import QuantizeError
 from squeeze.integers import Grid, IntegerWeight, in_blocks, integer_weight
 
 if TYPE_CHECKING:
@@ -45,12 +44,7 @@ class Scaler:
     @classmethod
     def of(cls, model: "Model") -> "Scaler":
         """Raises QuantizeError where no scale can be moved anywhere."""
-        links = find_links(model)
-        if not links:
-            raise QuantizeError(
-                f"AWQ: in {model.source} no scale passes from a norm or linear layer to the layers that read it (GELU and norms after the "
-                "residual sum let none through). Use method: gptq."
-            )
+        links = find_links(model, "Use method: round.")
         return cls(model, {reader: link for link in links for _, reader in link.readers})
 
     def fold(self, layers: "list[tuple[str, nn.Module, Plan]]", gram: Tensor, size: Tensor) -> tuple[Tensor, str]:

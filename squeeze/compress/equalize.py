@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from squeeze.compress.links import Link, find_links
+from squeeze.compress.links import Link, change, find_links, probe_answer
+from squeeze.compress.smooth import EXACT
 from squeeze.errors import QuantizeError
 
 if TYPE_CHECKING:
@@ -27,26 +28,26 @@ def equalize(model: "Model") -> tuple[str, ...]:
 
     Raises QuantizeError where the network has no such pair, or where its answer would change; it computes what it did in either case.
     """
-    try:
-        links = find_links(model)
-    except QuantizeError as error:
-        raise QuantizeError(f"equalize: {error} Or drop equalize.") from error
-    if not links:
-        raise QuantizeError(
-            f"equalize: in {model.source} no scale passes from a norm or linear layer to the layers that read it (GELU and norms after "
-            "the residual sum let none through). Drop equalize."
-        )
+    links = find_links(model, "Drop equalize.")
+    before = probe_answer(model)
     factors = [torch.ones(link.channels) for link in links]
     with torch.no_grad():
         for _round in range(ROUNDS):
             moved = 0.0
             for link, total in zip(links, factors, strict=True):
                 factor = balance(link)
-                link.apply(factor)
+                link.scale(factor)
                 total.mul_(factor)
                 moved = max(moved, float((factor - 1).abs().max()))
             if moved < SETTLED:
                 break
+        changed = change(before, probe_answer(model))
+        if not changed <= EXACT:
+            for link, total in zip(links, factors, strict=True):
+                link.scale(1 / total)
+            raise QuantizeError(
+                f"equalized, {model.source} answers otherwise by {changed:.2g} of its size, more than rounding. Drop equalize."
+            )
     largest = max(float(torch.maximum(total, 1 / total).max()) for total in factors)
     norms = sum(link.is_norm for link in links)
     return (

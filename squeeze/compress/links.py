@@ -85,12 +85,12 @@ class Link:
         """`scale`, and proof that the block still computes the same; else all is as before and QuantizeError says where."""
         before, kept = self.block(), self.copies()
         self.scale(factor)
-        change = _change(before, self.block())
-        if change > EXACT:
+        changed = change(before, self.block())
+        if not changed <= EXACT:  # NaN is no proof
             restore(kept)
             raise QuantizeError(
-                f"a scale that moves from {self.path} to {self.readers[0][0]} changes the block's answer by {change:.2g} of its size. "
-                "Use method: gptq, without equalize."
+                f"a scale that moves from {self.path} to {self.readers[0][0]} changes the block's answer by {changed:.2g} of its size. "
+                "Use method: gptq."
             )
 
     def copies(self) -> list[tuple[Tensor, Tensor]]:
@@ -106,39 +106,55 @@ def restore(kept: list[tuple[Tensor, Tensor]]) -> None:
         tensor.copy_(copy)
 
 
-def find_links(model: "Model") -> list[Link]:
+def find_links(model: "Model", remedy: str) -> list[Link]:
     """Every proven link of the network's repeated blocks, in the order in which they run. The network is not changed.
 
-    Raises QuantizeError where the network has no repeated blocks, or where the links leave every block's answer but not the network's.
+    Raises QuantizeError, ending in `remedy`, where the network has no repeated blocks that run one after another, where no link is
+    found, and where links leave every block's answer but not the network's.
     """
     network = model.network
-    name, blocks = repeated_blocks(network)
     shared = shared_weights(network)
-    probe = _probe(model)
     links: list[Link] = []
     with torch.no_grad():
-        (call,) = block_calls(network, blocks, [probe])
+        try:
+            name, blocks = repeated_blocks(network)
+            (call,) = block_calls(network, blocks, [_probe(model)])
+        except QuantizeError as error:
+            raise QuantizeError(
+                f"{model.source} has no repeated blocks that run one after another, in which a scale could be moved. {remedy}"
+            ) from error
         for number, block in enumerate(blocks):
             run = call.run(number, block)
             links += _links_of(f"{name}.{number}", block, lambda run=run: _tensor(run()), shared)  # type: ignore[misc]
             call.hidden = _tensor(run())
-        _prove_together(model, links, probe)
+        if not links:
+            raise QuantizeError(
+                f"in {model.source} no scale passes from a norm or linear layer to the layers that read it (GELU lets none through, nor "
+                f"do norms after the residual sum). {remedy}"
+            )
+        _prove_together(model, links, remedy)
     return links
 
 
-def _prove_together(model: "Model", links: list[Link], probe: dict[str, "np.ndarray"]) -> None:
-    inputs = {name: torch.from_numpy(array) for name, array in probe.items()}
-    before = answer(model.network(**inputs), model.task)
+def probe_answer(model: "Model") -> Tensor:
+    """What the network says to the probe."""
+    with torch.no_grad():
+        out = model.network(**{name: torch.from_numpy(array) for name, array in _probe(model).items()})
+    return answer(out, model.task)
+
+
+def _prove_together(model: "Model", links: list[Link], remedy: str) -> None:
+    before = probe_answer(model)
     kept = [link.copies() for link in links]
     for link in links:
         link.scale(_random_scale(link.channels))
-    change = _change(before, answer(model.network(**inputs), model.task))
+    changed = change(before, probe_answer(model))
     for copies in reversed(kept):
         restore(copies)
-    if change > EXACT:
+    if not changed <= EXACT:
         raise QuantizeError(
             f"{model.source}: scales that pass through its blocks do not pass through it as a whole (its answer changes by "
-            f"{change:.2g} of its size). Use method: gptq, without equalize."
+            f"{changed:.2g} of its size). {remedy}"
         )
 
 
@@ -257,7 +273,7 @@ def _holds(link: Link) -> bool:
     link.scale(_random_scale(link.channels))
     after = link.block()
     restore(kept)
-    return _change(before, after) <= EXACT
+    return change(before, after) <= EXACT
 
 
 def _random_scale(channels: int) -> Tensor:
@@ -266,7 +282,8 @@ def _random_scale(channels: int) -> Tensor:
     return torch.linspace(-math.log(2), math.log(2), channels).exp()[order]
 
 
-def _change(before: Tensor, after: Tensor) -> float:
+def change(before: Tensor, after: Tensor) -> float:
+    """Norm of the difference as a share of the norm of what was."""
     return float((after - before).norm() / before.norm())
 
 
@@ -291,9 +308,7 @@ def _probe(model: "Model") -> dict[str, "np.ndarray"]:
     """Random tokens, the same every time."""
     table = next((m for m in model.network.modules() if isinstance(m, nn.Embedding)), None)
     if table is None:
-        raise QuantizeError(
-            f"{model.source} has no embedding table to try tokens on. Use method: gptq, without equalize."
-        )
+        raise QuantizeError(f"{model.source} has no embedding table to try tokens on.")
     ids = np.random.default_rng(0).integers(0, table.num_embeddings, (1, min(PROBE, model.positions or PROBE)))
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     return {name: given[name] for name in model.text_inputs}

@@ -42,21 +42,21 @@ def named(links: list[Link], depth: int = 2) -> set[tuple[str, str]]:
 
 @pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_qwen2_folder"])
 def test_a_gated_decoder_has_four_links_a_block(family: str, request: pytest.FixtureRequest) -> None:
-    links = find_links(load_model(request.getfixturevalue(family)))
+    links = find_links(load_model(request.getfixturevalue(family)), "")
     assert len(links) == 8
     assert {ends(link) for link in links} == LLAMA
 
 
 def test_query_heads_that_share_a_key_value_head_share_its_scale(tiny_llama_folder: Path) -> None:
     """4 heads of 16 channels read 2 key-value heads: heads 0 and 1 the first, 2 and 3 the second."""
-    link = next(x for x in find_links(load_model(tiny_llama_folder)) if ends(x) == ("v_proj", "o_proj"))
+    link = next(x for x in find_links(load_model(tiny_llama_folder), "") if ends(x) == ("v_proj", "o_proj"))
     first, second = list(range(16)), list(range(16, 32))
     assert link.channels == 32
     assert link.source.tolist() == first + first + second + second
 
 
 def test_gpt2s_values_are_the_last_third_of_a_fused_matrix(tiny_gpt2_folder: Path) -> None:
-    links = find_links(load_model(tiny_gpt2_folder))
+    links = find_links(load_model(tiny_gpt2_folder), "")
     assert named(links[:3]) == {("0.ln_1", "attn.c_attn"), ("attn.c_attn", "attn.c_proj"), ("0.ln_2", "mlp.c_fc")}
     assert links[1].rows == slice(128, 192)
 
@@ -64,14 +64,14 @@ def test_gpt2s_values_are_the_last_third_of_a_fused_matrix(tiny_gpt2_folder: Pat
 def test_a_relu_lets_scales_through_and_gelu_and_post_norms_do_not(
     tiny_t5_folder: Path, tiny_bert_folder: Path
 ) -> None:
-    assert ("wi", "wo") in {ends(link) for link in find_links(load_model(tiny_t5_folder))}
-    assert named(find_links(load_model(tiny_bert_folder))) == {("self.value", "output.dense")}
+    assert ("wi", "wo") in {ends(link) for link in find_links(load_model(tiny_t5_folder), "")}
+    assert named(find_links(load_model(tiny_bert_folder), "")) == {("self.value", "output.dense")}
 
 
 def test_looking_for_links_changes_nothing(tiny_llama_folder: Path) -> None:
     model = load_model(tiny_llama_folder)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
-    find_links(model)
+    find_links(model, "Drop it.")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.network.state_dict().items())
 
 
@@ -93,7 +93,7 @@ def test_both_ranges_of_every_channel_are_equal_in_the_end(tiny_llama_folder: Pa
     model = load_model(tiny_llama_folder)
     model.network.model.layers[0].mlp.up_proj.weight[5] *= 40
     equalize(model)
-    for link in find_links(model):
+    for link in find_links(model, "Drop it."):
         made, read = link.produced().abs().amax(dim=1), link.pooled(link.read().abs().amax(dim=0), "amax")
         assert torch.allclose(made, read, rtol=0.01)
 
@@ -134,7 +134,7 @@ def test_a_network_without_a_link_is_refused_and_left_alone(
         if isinstance(module, nn.Linear):
             _bend(module, lambda plain, x: torch.tanh(plain(x)) + x.mean())
     before = model.network.model.layers[0].mlp.up_proj.weight.clone()
-    with pytest.raises(QuantizeError, match=r"equalize: in .* no scale passes .* Drop equalize\."):
+    with pytest.raises(QuantizeError, match=r"in .* no scale passes .* Drop equalize\."):
         QuantizeStage(scheme="int8-weight", equalize=True).apply(model)
     assert torch.equal(before, model.network.model.layers[0].mlp.up_proj.weight)
     assert not model.integers
@@ -148,14 +148,14 @@ def _bend(module: nn.Module, bent: Any) -> None:
 def test_a_norm_that_feeds_more_than_its_readers_is_no_link(tiny_llama_folder: Path) -> None:
     model = load_model(tiny_llama_folder)
     _bend(model.network.model.layers[0].mlp, lambda plain, x: plain(x) + x)
-    found = [link.path for link in find_links(model)]
+    found = [link.path for link in find_links(model, "Drop it.")]
     assert "model.layers.0.post_attention_layernorm" not in found
     assert "model.layers.1.post_attention_layernorm" in found
 
 
 def test_a_network_without_blocks_is_refused_with_the_remedy(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 64))
-    with pytest.raises(QuantizeError, match="drop equalize"):
+    with pytest.raises(QuantizeError, match=r"own has no repeated blocks .* Drop equalize\."):
         equalize(Model(network, None, "causal-lm", "own", {}))
 
 
