@@ -13,8 +13,10 @@ from squeeze.compress.gptq import output_sqnr_db
 from squeeze.compress.plan import Plan
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import QuantizeError
+from squeeze.exporter import export_onnx
 from squeeze.integers import Grid, round_to_nearest
 from squeeze.model import Model, answer, load_model
+from squeeze.verification import verify
 
 INT4 = Grid(4, symmetric=False)
 TOKENS = np.random.default_rng(0).integers(0, 100, (4, 24))
@@ -86,6 +88,15 @@ def test_every_family_is_left_with_exactly_the_dequantized_weights(
     gains = [row.output_sqnr_db - float(row.note.split("nearest: ")[1].split(" dB")[0]) for row in rows]  # type: ignore[operator]
     assert min(gains) > -0.05
     assert np.mean(gains) > (3 if method == "awq-gptq" else 0.3)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_gpt2_folder", "tiny_bert_folder", "tiny_t5_folder"])
+def test_scaled_networks_export_and_verify(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Norms and biases carry half of every scale: an export that took them from elsewhere would answer otherwise."""
+    model = load_model(request.getfixturevalue(family))
+    QuantizeStage(scheme="int4-weight", method="awq-gptq", equalize=True).apply(model, BATCHES)
+    export_onnx(model, tmp_path)
+    assert [c for c in verify(model, tmp_path) if not c.passed] == []
 
 
 def test_awq_twice_gives_the_same_integers_and_the_same_record(tiny_llama_folder: Path) -> None:
