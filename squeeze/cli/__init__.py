@@ -63,7 +63,7 @@ def quantize(
     scheme: Annotated[str, typer.Option(help="A name in `squeeze methods`.")] = "int8",
     out: Out = None,
     method: Annotated[
-        str, typer.Option(help="round, or gptq, which needs --data; more in `squeeze methods`.")
+        str, typer.Option(help="round, or gptq, awq or awq-gptq, which need --data; more in `squeeze methods`.")
     ] = "round",
     block_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale (16 to 256), for block-wise schemes.")
@@ -82,6 +82,10 @@ def quantize(
     calibrator: Annotated[
         str, typer.Option(help="How int8-static chooses ranges: mse, minmax, percentile or entropy.")
     ] = "mse",
+    equalize: Annotated[
+        bool,
+        typer.Option(help="Give each channel the same range where it is made and where it is read; needs no data."),
+    ] = False,
     data: Annotated[
         str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
     ] = None,
@@ -122,6 +126,7 @@ def quantize(
             smooth_alpha=smooth,
             granularity=granularity,
             calibrator=calibrator,
+            equalize=equalize,
             keep=keep or (),
             data=content["data"] or None,
             progress=say,

@@ -118,7 +118,7 @@ def walk(
             raise
         name, layers = "", nn.ModuleList()
     with torch.no_grad():
-        calls = _block_calls(network, layers, batches) if len(layers) else []
+        calls = block_calls(network, layers, batches) if len(layers) else []
         for number, block in enumerate(layers):
             for group in _groups(block, calls[0].run(number, block)):
                 runs = [call.run(number, block) for call in calls]
@@ -170,7 +170,7 @@ class _Call:
         return partial(block, self.hidden, *args, **kwargs)
 
 
-def _block_calls(
+def block_calls(
     network: nn.Module, layers: nn.ModuleList, batches: Sequence[Mapping[str, NDArray[np.int64]]]
 ) -> list[_Call]:
     """Run the network once for every batch, and keep what its blocks were called with, of hidden states the first alone."""

@@ -69,6 +69,10 @@ class QuantizeStage(BaseModel):
     bias_correction: bool = Field(
         default=True, description="int8-static: let biases make up for the mean error of each layer's outputs"
     )
+    equalize: bool = Field(
+        default=False,
+        description="give each channel the same range where it is made and where it is read, before all else; needs no data",
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
 
     @field_validator("scheme", "method", "calibrator")
@@ -116,6 +120,11 @@ def quantize_model(
     refuse_nonfinite(model.network)
     layout = SCHEMES[stage.scheme].layout(model.task)
     _refuse_impossible(model, stage, layout, calibration)
+    equalized: tuple[str, ...] = ()
+    if stage.equalize:
+        from squeeze.compress.equalize import equalize
+
+        equalized = equalize(model)
     plans = make_plans(model.network, stage, layout)
     if all(plan.note for plan in plans.values()):
         raise QuantizeError(
@@ -126,7 +135,7 @@ def quantize_model(
     model.activations = layout.activations
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
-        layers=tuple(rows), notes=(*notes, _summary(model, rows)),
+        layers=tuple(rows), notes=(*equalized, *notes, _summary(model, rows)),
     )  # fmt: skip
 
 
@@ -152,6 +161,11 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
     if stage.granularity == "tensor" and stage.method != "round":
         raise QuantizeError(
             f"method {stage.method} fits a scale to each row, not one to the tensor. Drop granularity: tensor."
+        )
+    if stage.method.startswith("awq") and layout.block_size == 0:
+        raise QuantizeError(
+            f"method {stage.method} is for weights in blocks; {stage.scheme} gives {model.task} one scale per output row. Use "
+            "int8-weight or int4-weight, or method: gptq with int8-static."
         )
     unread = [
         name

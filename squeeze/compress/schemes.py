@@ -95,6 +95,17 @@ METHODS: dict[str, Method] = {
         "Frantar et al. 2022, arXiv:2210.17323",
         needs_data=True,
     ),
+    "awq": Method(
+        "to the nearest integer, channels with large activations made larger first and ranges clipped, for block-wise schemes; "
+        "needs calibration texts",
+        "Lin et al. 2023, arXiv:2306.00978",
+        needs_data=True,
+    ),
+    "awq-gptq": Method(
+        "AWQ's scales, then GPTQ's rounding, for block-wise schemes; needs calibration texts",
+        "Lin et al. 2023, arXiv:2306.00978; Frantar et al. 2022, arXiv:2210.17323",
+        needs_data=True,
+    ),
 }
 
 CALIBRATOR_NAMES = ("minmax", "percentile", "entropy", "mse")

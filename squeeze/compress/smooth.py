@@ -68,7 +68,7 @@ def channel_scales(group: Group, alpha: float) -> Tensor:
 
 def find_groups(network: nn.Module, blocks: NDArray[np.int64]) -> list[Group]:
     """Which linear layers read which norm, seen by running the network, with the channels' peaks over all blocks."""
-    shared = _shared_weights(network)
+    shared = shared_weights(network)
     groups: dict[nn.Module, Group] = {}
     outputs: dict[int, tuple[Tensor, nn.Module]] = {}  # the tensor too: while it lives, no other has its id
     hooks = []
@@ -87,7 +87,7 @@ def find_groups(network: nn.Module, blocks: NDArray[np.int64]) -> list[Group]:
         group.peaks = peaks if group.peaks is None else torch.maximum(group.peaks, peaks)
 
     for module in network.modules():
-        if _is_norm(module):
+        if is_norm(module):
             hooks.append(module.register_forward_hook(norm_ran))
         elif isinstance(module, nn.Linear):
             hooks.append(module.register_forward_pre_hook(linear_ran))
@@ -102,12 +102,12 @@ def find_groups(network: nn.Module, blocks: NDArray[np.int64]) -> list[Group]:
     return [g for g in groups.values() if not any(id(linear.weight) in shared for linear in g.linears)]
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return type(module).__name__.endswith(("RMSNorm", "LayerNorm")) and isinstance(weight, Tensor) and weight.dim() == 1
 
 
-def _shared_weights(network: nn.Module) -> set[int]:
+def shared_weights(network: nn.Module) -> set[int]:
     seen: set[int] = set()
     twice: set[int] = set()
     for _, parameter in network.named_parameters(remove_duplicate=False):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from squeeze.compress.awq import Scaler, clipped, measured
 from squeeze.compress.calibrate import Histogram, Peaks, calibrated, input_grid
 from squeeze.compress.gptq import gptq, output_sqnr_db
 from squeeze.compress.layerwise import Gram, Site, walk, width
@@ -73,6 +74,7 @@ class Treatment:
         self.found: dict[str, Treated] = {}
         self.names = aliases(model.network)
         self.tokens = self.smoothed = self.corrected = self.silent = 0
+        self.scaler = Scaler.of(model) if stage.method.startswith("awq") else None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def walk(self, calibration: Batches, done: "Callable[[int, int], None] | None") -> tuple[str, ...]:
@@ -86,8 +88,10 @@ class Treatment:
         return self._notes()
 
     def _notes(self) -> tuple[str, ...]:
-        notes = []
-        if self.stage.method == "gptq":
+        notes = [] if self.scaler is None else list(self.scaler.notes)
+        if self.stage.method == "awq":
+            notes.append(f"ranges of {len(self.found)} layers' blocks clipped from {self.tokens:,} calibration tokens")
+        if self.stage.method.endswith("gptq"):
             notes.append(f"GPTQ on {len(self.found)} layers from {self.tokens:,} calibration tokens")
         if self.layout.is_static:
             notes.append(
@@ -114,20 +118,25 @@ class Treatment:
                 chosen.append((name, module, plan))
         by_block = [item for item in chosen if item[2].block_size is not None]
         by_row = [item for item in chosen if item[2].block_size is None]
-        if by_block and self.stage.method == "gptq" and self.layout.block_size:
+        if by_block and self.stage.method != "round" and self.layout.block_size:
             self._compensate(by_block, site)
         if by_row:
             self._calibrate(by_row, site)
 
     def _compensate(self, layers: list[tuple[str, nn.Module, Plan]], site: Site) -> None:
-        """GPTQ on block-wise weights, whose inputs the kernel rounds by itself."""
-        gram = site.gram()
+        """AWQ, GPTQ or both on block-wise weights, whose inputs the kernel rounds by itself."""
+        gram, size = measured(site)
+        matrix, said = gram.matrix, ""
         self.tokens = gram.tokens
-        for name, _, plan in layers:
-            integer = gptq(plan.weight, gram.matrix, plan.block_size, plan.own_grid, transposed=plan.transposed)
-            ours, theirs = (output_sqnr_db(plan.weight, w, gram.matrix) for w in (integer, plan.to_nearest()))
-            note = () if theirs is None else (f"outputs of rounding to nearest: {theirs:.1f} dB",)
-            self.found[name] = Treated(None, ours, note)
+        nearest = [output_sqnr_db(plan.weight, plan.to_nearest(), matrix) for _, _, plan in layers]
+        if self.scaler is not None:
+            matrix, said = self.scaler.fold(layers, matrix, size)
+        rounded = gptq if self.stage.method.endswith("gptq") else clipped
+        for (name, _, plan), theirs in zip(layers, nearest, strict=True):
+            integer = rounded(plan.weight, matrix, plan.block_size, plan.own_grid, transposed=plan.transposed)
+            ours = output_sqnr_db(plan.weight, integer, matrix)
+            note = "" if theirs is None else f"outputs of rounding to nearest: {theirs:.1f} dB"
+            self.found[name] = Treated(None, ours, tuple(text for text in (said, note) if text))
             self.model.integers[name] = integer
             plan.weight.copy_(integer.dequantize())
 
