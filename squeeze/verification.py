@@ -29,6 +29,8 @@ ROUNDINGS = 1.5
 """Two roundings that have nothing in common differ by √2 times the error of one; more than this is not rounding."""
 GREEDY_TOLERANCE = 0.5
 """Standard deviations of the logits by which a token chosen with rounded activations may fall short of the best one."""
+GREEDY_EPSILONS = 32
+"""The same for weights and sums in 16 bits, in units of the type's epsilon: 0.03 for float16."""
 PAD_SHARE = 3
 """In padded batches the last row keeps one token in three."""
 
@@ -57,7 +59,7 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
 
     settings = settings or VerifySettings()
     graph = ir.load(folder / MODEL_FILE)
-    checks = [_check_interface(graph, model), *_check_integers(graph, model)]
+    checks = [_check_interface(graph, model), *_check_integers(graph, model), *_check_halves(graph, model)]
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
     in_parts = any(node.op_type == "DynamicQuantizeLSTM" for node in graph.graph)
@@ -136,6 +138,18 @@ def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     )
 
 
+def _check_halves(graph: "ir.Model", model: "Model") -> Iterator[Check]:
+    """Every 16-bit tensor of the artifact, byte for byte among the graph's initializers."""
+    from squeeze.exporter.half import missing_halves
+
+    if model.half is None:
+        return
+    absent = missing_halves(graph, model.network, model.half)
+    count = [parameter.numel() for _, parameter in model.half.tensors(model.network)]
+    found = f"{len(count)} tensors, {sum(count):,} values, byte for byte"
+    yield _check(f"{model.half.dtype} tensors missing", len(absent), 0, f"first {absent[0]}" if absent else found)
+
+
 def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerWeight]") -> int:
     """How many zero points in the graph are not the artifact's; where one holds for all, the operator's definition says it."""
     from squeeze.integers import pack
@@ -158,6 +172,7 @@ def _check_outputs(
     computations drift apart. There the limit is the error of that rounding itself, at this input (ROUNDINGS): the export may not
     be much further from the simulation than the simulation is from the network with unrounded activations.
     """
+    from squeeze.halves import rounded
     from squeeze.simulation import simulation
 
     simulated = simulation(model)
@@ -176,6 +191,11 @@ def _check_outputs(
                 rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
                 limit = max(ROUNDINGS * rounding, FLOAT_TOLERANCE)
                 detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding activations"
+            if model.half is not None and settings.tolerance is None:
+                with rounded(model.network, model.half):
+                    rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
+                limit = max(ROUNDINGS * rounding, model.half.epsilon)
+                detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding what layers give to {model.half.dtype}"
             yield _check(name, _relative(expected[valid], found[valid]), limit, detail)
 
 
@@ -225,7 +245,8 @@ def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: n
     from squeeze.simulation import simulation
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
-    limit = settings.tolerance or (FLOAT_TOLERANCE if model.activations == "float" else GREEDY_TOLERANCE)
+    exact = FLOAT_TOLERANCE if model.half is None else GREEDY_EPSILONS * model.half.epsilon
+    limit = settings.tolerance or (exact if model.activations == "float" else GREEDY_TOLERANCE)
     simulated = simulation(model)
     for runtime in ("onnxruntime-genai", "onnxruntime"):
         if runtime not in default_runtimes(folder):
