@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FLOAT_TOLERANCE = 1e-3
 ROUNDINGS = 1.5
 """Two roundings that have nothing in common differ by √2 times the error of one; more than this is not rounding."""
+HALF_ROUNDINGS = 2.0
+"""The same for graphs that compute in 16 bits, which round between layers too and not only what layers give."""
 GREEDY_TOLERANCE = 0.5
 """Standard deviations of the logits by which a token chosen with rounded activations may fall short of the best one."""
 GREEDY_EPSILONS = 32
@@ -55,21 +57,23 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     """Compare the export in `folder` with `model`, the artifact it was made from; every comparison is one Check."""
     import onnx_ir as ir
 
+    from squeeze.exporter.half import COMPUTES
     from squeeze.runtimes import MODEL_FILE, open_session
 
     settings = settings or VerifySettings()
     graph = ir.load(folder / MODEL_FILE)
     checks = [_check_interface(graph, model), *_check_integers(graph, model), *_check_halves(graph, model)]
+    in_half = model.half is not None and graph.metadata_props.get(COMPUTES) == model.half.dtype
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
     in_parts = any(node.op_type == "DynamicQuantizeLSTM" for node in graph.graph)
     session = open_session(folder, "onnxruntime", threads=1 if in_parts else None)
     try:
-        checks += _check_outputs(session, model, settings, rng)
+        checks += _check_outputs(session, model, settings, rng, in_half)
     finally:
         session.close()
     if model.task == "causal-lm" and settings.greedy_tokens:
-        checks += _check_greedy(model, folder, settings, rng)
+        checks += _check_greedy(model, folder, settings, rng, in_half)
     return checks
 
 
@@ -164,13 +168,14 @@ def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerW
 
 
 def _check_outputs(
-    session: "Session", model: "Model", settings: VerifySettings, rng: np.random.Generator
+    session: "Session", model: "Model", settings: VerifySettings, rng: np.random.Generator, in_half: bool
 ) -> Iterator[Check]:
     """Relative error |y − ŷ| / |y| at each shape, over the positions that are not padding.
 
     Where activations are rounded, one rounding that falls the other way can change all later ones, so that two correct
     computations drift apart. There the limit is the error of that rounding itself, at this input (ROUNDINGS): the export may not
-    be much further from the simulation than the simulation is from the network with unrounded activations.
+    be much further from the simulation than the simulation is from the network with unrounded activations. A graph that computes in
+    16 bits is held to the error that rounding each layer's outputs to that type makes, and to no less than the type's epsilon.
     """
     from squeeze.halves import rounded
     from squeeze.simulation import simulation
@@ -191,11 +196,11 @@ def _check_outputs(
                 rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
                 limit = max(ROUNDINGS * rounding, FLOAT_TOLERANCE)
                 detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding activations"
-            if model.half is not None and settings.tolerance is None:
+            if in_half and model.half is not None and settings.tolerance is None:
                 with rounded(model.network, model.half):
                     rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
-                limit = max(ROUNDINGS * rounding, model.half.epsilon)
-                detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding what layers give to {model.half.dtype}"
+                limit = max(HALF_ROUNDINGS * rounding, model.half.epsilon)
+                detail = f"relative error; the limit is {HALF_ROUNDINGS:g} times that of rounding what layers give to {model.half.dtype}"
             yield _check(name, _relative(expected[valid], found[valid]), limit, detail)
 
 
@@ -235,7 +240,9 @@ def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int6
     return answer(out, model.task).numpy()
 
 
-def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: np.random.Generator) -> Iterator[Check]:
+def _check_greedy(
+    model: "Model", folder: Path, settings: VerifySettings, rng: np.random.Generator, in_half: bool
+) -> Iterator[Check]:
     """Greedy tokens of the export, judged by the source: at each step, how far below its best logit is the chosen one?
 
     Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
@@ -245,7 +252,7 @@ def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: n
     from squeeze.simulation import simulation
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
-    exact = FLOAT_TOLERANCE if model.half is None else GREEDY_EPSILONS * model.half.epsilon
+    exact = GREEDY_EPSILONS * model.half.epsilon if in_half and model.half is not None else FLOAT_TOLERANCE
     limit = settings.tolerance or (exact if model.activations == "float" else GREEDY_TOLERANCE)
     simulated = simulation(model)
     for runtime in ("onnxruntime-genai", "onnxruntime"):

@@ -48,10 +48,12 @@ def halve_model(model: "Model", stage: "QuantizeStage", dtype: str) -> StageReco
     model.half = half
     rows = []
     for name, weight, _, _ in weights(model.network):
-        note = kept.get(name, f"{dtype}, rounded to nearest")
         noise = None if name in kept else sqnr_db(before[name], weight)
-        bits = 32 if name in kept else BITS
-        rows.append(LayerRow(name=name, shape=tuple(weight.shape), bits=bits, sparsity=sparsity_of(weight), sqnr_db=noise, note=note))  # fmt: skip
+        row = LayerRow(
+            name=name, shape=tuple(weight.shape), bits=32 if name in kept else BITS, sparsity=sparsity_of(weight), sqnr_db=noise,
+            note=kept.get(name, f"{dtype}, rounded to nearest"),
+        )  # fmt: skip
+        rows.append(row)
     notes = [f"{count / model.parameters:.1%} of all weights are {dtype}, norms and biases too"]
     if kept:
         notes.append(f"{len(kept)} tensors are kept in float32, first {next(iter(kept))}")

@@ -23,10 +23,11 @@ from squeeze.halves import Half
 
 # fmt: off
 PRODUCTS = frozenset([
-    "Attention", "Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "GroupQueryAttention", "LSTM", "MatMul", "MultiHeadAttention",
-    "RNN", "RotaryEmbedding",
+    "Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "GroupQueryAttention", "MatMul", "MultiHeadAttention", "RotaryEmbedding",
 ])
-"""Computed in 16 bits, whatever they read, unless a weight of theirs is kept in float32."""
+"""Computed in 16 bits, whatever they read, unless a weight of theirs is kept in float32. Recurrent layers are not among them: with one
+in float16, before a Transpose and a MatMul, ONNX Runtime 1.32 dies of a segmentation fault when the CPU session opens with all of its
+optimizations (docs/log.md). Their weights are stored in 16 bits all the same."""
 TABLES = frozenset(["GroupQueryAttention", "RotaryEmbedding"])
 """Products whose constants are sines and cosines, which are rounded as Transformers rounds them; they are nobody's weights."""
 WIDEST = frozenset([
@@ -43,6 +44,8 @@ COUNTS = frozenset(["ArgMax", "ArgMin", "NonZero", "Shape", "Size"])
 NEVER = 1e30
 """A constant beyond this stands for minus infinity in a mask; in float16 it becomes the largest number, so that a row of nothing
 else has a softmax."""
+COMPUTES = "squeeze.computes"
+"""Key of the graph's metadata: the type that its products compute in."""
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 
@@ -50,12 +53,15 @@ def halve(model: ir.Model, half: Half | None) -> list[str]:
     """Write the weights of `model` as `half` says, and compute in float16 where it is float16; what was done, in words."""
     if half is None:
         return []
-    model.metadata_props["squeeze.half"] = half.dtype
-    nested = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for n in model.graph for a in n.attributes.values())
+    nested = any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for n in model.graph for a in n.attributes.values()
+    )
     if half.dtype == "bfloat16" or nested or model.functions:
         count = Halver(model, half).store()
+        model.metadata_props[COMPUTES] = "float32"
         why = "its CPU kernels take no bfloat16" if half.dtype == "bfloat16" else "the graph has graphs inside"
         return [f"{count} tensors stored in {half.dtype}, computed in float32 in ONNX Runtime: {why}"]
+    model.metadata_props[COMPUTES] = "float16"
     halver = Halver(model, half)
     halver.compute()
     return [
@@ -103,7 +109,11 @@ class Halver:
                 self._give_out(place, value, FLOAT if value is first else FLOAT16)
 
     def _convert(self, node: ir.Node) -> None:
-        floats = [place for place, value in enumerate(node.inputs) if value is not None and self._type(value) in (FLOAT, FLOAT16)]
+        floats = [
+            place
+            for place, value in enumerate(node.inputs)
+            if value is not None and self._type(value) in (FLOAT, FLOAT16)
+        ]
         if not floats or (node.op_type == "Cast" and node.domain == ""):
             return
         type_ = self._type_of(node, [value for place in floats if (value := node.inputs[place]) is not None])
@@ -116,6 +126,8 @@ class Halver:
         gives = [value for value in node.outputs if self._types.get(value) == FLOAT]
         if gives and any(self._computes(node)):
             self.narrow, self.wide = self.narrow + (type_ == FLOAT16), self.wide + (type_ == FLOAT)
+        if type_ == FLOAT16 and node.op_type == "Attention" and node.domain == "":
+            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", FLOAT.value)
         for value in gives if type_ == FLOAT16 else ():
             self._become_narrow(value)
 
@@ -169,7 +181,11 @@ class Halver:
         if key not in self._casts:
             node = ir.node("Cast", [value], {"to": type_}, name=f"{value.name}_to_{type_.name.lower()}")
             result = node.outputs[0]
-            result.name, result.shape, result.type = f"{value.name}.{type_.name.lower()}", value.shape, ir.TensorType(type_)
+            result.name, result.shape, result.type = (
+                f"{value.name}.{type_.name.lower()}",
+                value.shape,
+                ir.TensorType(type_),
+            )
             producer = value.producer()
             if producer is None:
                 self.graph.insert_before(next(iter(self.graph)), node)
@@ -221,7 +237,11 @@ class Halver:
             elif node.op_type in ("Cast", "Range", "Constant", "ConstantOfShape"):
                 self._types[value] = _stated(node)
             else:
-                read = [self._type(v) for v in (node.inputs[1:] if node.op_type == "Where" else node.inputs) if v is not None]
+                read = [
+                    self._type(v)
+                    for v in (node.inputs[1:] if node.op_type == "Where" else node.inputs)
+                    if v is not None
+                ]
                 self._types[value] = FLOAT if read[:1] == [FLOAT16] else read[0] if read else None
 
 
