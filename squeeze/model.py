@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from squeeze.halves import Half
     from squeeze.integers import IntegerWeight
 
 FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
@@ -65,6 +66,8 @@ class Model:
     artifact: Artifact | None = None
     integers: "dict[str, IntegerWeight]" = field(default_factory=dict)
     activations: str = "float"
+    half: "Half | None" = None
+    """Which parameters files hold in 16 bits."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -292,6 +295,7 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
     import transformers
     from safetensors.torch import load_file
 
+    from squeeze.halves import Half
     from squeeze.integers import from_tensors
 
     artifact = read_artifact(folder)
@@ -320,6 +324,8 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
         state |= {name: weight.dequantize() for name, weight in model.integers.items()}
         _assign_state(model.network, state, folder)
         model.activations = str(manifest.extra["activations"])
+    if "half" in manifest.extra:
+        model.half = Half.from_row(manifest.extra["half"])  # type: ignore[arg-type]
     model.artifact, model.source = artifact, manifest.source
     return model
 
@@ -330,17 +336,23 @@ def save_model(model: Model, folder: Path) -> None:
     The integer files are not called model.safetensors on purpose: Transformers then refuses the folder instead of
     filling the missing weights with random numbers.
     """
+    from squeeze.halves import as_stored
+
     if model.integers:
         _save_integers(model, folder)
         if model.factory is None:
             model.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
     elif model.factory is None:
-        with quiet_transformers():
+        with quiet_transformers(), as_stored(model.network, model.half):
             model.network.save_pretrained(folder)  # type: ignore[operator]
+            if model.half is not None:
+                model.network.config.dtype = model.half.config_dtype  # type: ignore[union-attr, assignment]
+                model.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
     else:
         from safetensors.torch import save_model as save_tensors
 
-        save_tensors(model.network, str(folder / "model.safetensors"))
+        with as_stored(model.network, model.half):
+            save_tensors(model.network, str(folder / "model.safetensors"))
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 

@@ -255,6 +255,8 @@ def apply_stage(
             model, () if split is None or data is None else _training(data, split, model, stage), done, teacher
         )
     extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
+    if model.half is not None:
+        extra["half"] = model.half.as_row()
 
     def fill(place: Path) -> StageRecord:
         save_model(model, place)

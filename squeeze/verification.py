@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 FLOAT_TOLERANCE = 1e-3
 ROUNDINGS = 1.5
 """Two roundings that have nothing in common differ by √2 times the error of one; more than this is not rounding."""
+HALF_ROUNDINGS = 2.0
+"""The same for graphs that compute in 16 bits, which round between layers too and not only what layers give."""
 GREEDY_TOLERANCE = 0.5
 """Standard deviations of the logits by which a token chosen with rounded activations may fall short of the best one."""
+GREEDY_EPSILONS = 32
+"""The same for weights and sums in 16 bits, in units of the type's epsilon: 0.03 for float16."""
 PAD_SHARE = 3
 """In padded batches the last row keeps one token in three."""
 
@@ -53,21 +57,23 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     """Compare the export in `folder` with `model`, the artifact it was made from; every comparison is one Check."""
     import onnx_ir as ir
 
+    from squeeze.exporter.half import COMPUTES
     from squeeze.runtimes import MODEL_FILE, open_session
 
     settings = settings or VerifySettings()
     graph = ir.load(folder / MODEL_FILE)
-    checks = [_check_interface(graph, model), *_check_integers(graph, model)]
+    checks = [_check_interface(graph, model), *_check_integers(graph, model), *_check_halves(graph, model)]
+    in_half = model.half is not None and graph.metadata_props.get(COMPUTES) == model.half.dtype
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
     in_parts = any(node.op_type == "DynamicQuantizeLSTM" for node in graph.graph)
     session = open_session(folder, "onnxruntime", threads=1 if in_parts else None)
     try:
-        checks += _check_outputs(session, model, settings, rng)
+        checks += _check_outputs(session, model, settings, rng, in_half)
     finally:
         session.close()
     if model.task == "causal-lm" and settings.greedy_tokens:
-        checks += _check_greedy(model, folder, settings, rng)
+        checks += _check_greedy(model, folder, settings, rng, in_half)
     return checks
 
 
@@ -136,6 +142,18 @@ def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     )
 
 
+def _check_halves(graph: "ir.Model", model: "Model") -> Iterator[Check]:
+    """Every 16-bit tensor of the artifact, byte for byte among the graph's initializers."""
+    from squeeze.exporter.half import missing_halves
+
+    if model.half is None:
+        return
+    absent = missing_halves(graph, model.network, model.half)
+    count = [parameter.numel() for _, parameter in model.half.tensors(model.network)]
+    found = f"{len(count)} tensors, {sum(count):,} values, byte for byte"
+    yield _check(f"{model.half.dtype} tensors missing", len(absent), 0, f"first {absent[0]}" if absent else found)
+
+
 def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerWeight]") -> int:
     """How many zero points in the graph are not the artifact's; where one holds for all, the operator's definition says it."""
     from squeeze.integers import pack
@@ -150,14 +168,16 @@ def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerW
 
 
 def _check_outputs(
-    session: "Session", model: "Model", settings: VerifySettings, rng: np.random.Generator
+    session: "Session", model: "Model", settings: VerifySettings, rng: np.random.Generator, in_half: bool
 ) -> Iterator[Check]:
     """Relative error |y − ŷ| / |y| at each shape, over the positions that are not padding.
 
     Where activations are rounded, one rounding that falls the other way can change all later ones, so that two correct
     computations drift apart. There the limit is the error of that rounding itself, at this input (ROUNDINGS): the export may not
-    be much further from the simulation than the simulation is from the network with unrounded activations.
+    be much further from the simulation than the simulation is from the network with unrounded activations. A graph that computes in
+    16 bits is held to the error that rounding each layer's outputs to that type makes, and to no less than the type's epsilon.
     """
+    from squeeze.halves import rounded
     from squeeze.simulation import simulation
 
     simulated = simulation(model)
@@ -176,6 +196,11 @@ def _check_outputs(
                 rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
                 limit = max(ROUNDINGS * rounding, FLOAT_TOLERANCE)
                 detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding activations"
+            if in_half and model.half is not None and settings.tolerance is None:
+                with rounded(model.network, model.half):
+                    rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
+                limit = max(HALF_ROUNDINGS * rounding, model.half.epsilon)
+                detail = f"relative error; the limit is {HALF_ROUNDINGS:g} times that of rounding what layers give to {model.half.dtype}"
             yield _check(name, _relative(expected[valid], found[valid]), limit, detail)
 
 
@@ -215,7 +240,9 @@ def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int6
     return answer(out, model.task).numpy()
 
 
-def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: np.random.Generator) -> Iterator[Check]:
+def _check_greedy(
+    model: "Model", folder: Path, settings: VerifySettings, rng: np.random.Generator, in_half: bool
+) -> Iterator[Check]:
     """Greedy tokens of the export, judged by the source: at each step, how far below its best logit is the chosen one?
 
     Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
@@ -225,7 +252,8 @@ def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: n
     from squeeze.simulation import simulation
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
-    limit = settings.tolerance or (FLOAT_TOLERANCE if model.activations == "float" else GREEDY_TOLERANCE)
+    exact = GREEDY_EPSILONS * model.half.epsilon if in_half and model.half is not None else FLOAT_TOLERANCE
+    limit = settings.tolerance or (exact if model.activations == "float" else GREEDY_TOLERANCE)
     simulated = simulation(model)
     for runtime in ("onnxruntime-genai", "onnxruntime"):
         if runtime not in default_runtimes(folder):

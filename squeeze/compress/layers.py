@@ -86,6 +86,8 @@ def weight_rows(model: "Model") -> list[LayerRow]:
     for name, weight, _, _ in weights(model.network):
         integer = model.integers.get(name)
         bits = 8 * integer.stored_bytes / weight.numel() if integer is not None else 8 * weight.element_size()
+        if model.half is not None and name not in model.half.kept:
+            bits = 16
         rows.append(
             LayerRow(name=name, shape=tuple(weight.shape), bits=bits, sparsity=sparsity_of(weight), sqnr_db=None)
         )

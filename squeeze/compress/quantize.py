@@ -90,6 +90,16 @@ class QuantizeStage(BaseModel):
             raise ValueError(f"block_size is for groups, not for granularity {self.granularity!r}. Drop one of them")
         return self
 
+    @model_validator(mode="after")
+    def _half_reads_only_keep(self) -> "QuantizeStage":
+        if SCHEMES[self.scheme].layout("").half is None:
+            return self
+        fields = type(self).model_fields
+        unread = [n for n in fields if n not in ("kind", "scheme", "keep") and getattr(self, n) != fields[n].default]
+        if unread:
+            raise ValueError(f"{unread[0]} is for integers; {self.scheme} casts weights and reads only keep. Drop it")
+        return self
+
     @property
     def needs_data(self) -> bool:
         """Whether the calibration split decides the result."""
@@ -112,13 +122,17 @@ def quantize_model(
     Raises QuantizeError for NaN or infinite weights (named), for a model that is already quantized, for a `keep` pattern
     that matches nothing, where calibration texts are missing, and where no layer at all can be quantized.
     """
-    if model.integers:
+    if model.integers or model.half:
         raise QuantizeError(f"{model.source} is already quantized. Start from the float artifact it was made from.")
     from squeeze.compress.plan import make_plans
 
+    layout = SCHEMES[stage.scheme].layout(model.task)
+    if layout.half is not None:
+        from squeeze.compress.halves import halve_model
+
+        return halve_model(model, stage, layout.half)
     started = time.monotonic()
     refuse_nonfinite(model.network)
-    layout = SCHEMES[stage.scheme].layout(model.task)
     _refuse_impossible(model, stage, layout, calibration)
     equalized: tuple[str, ...] = ()
     if stage.equalize:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-Activations = Literal["block-int8", "dynamic-uint8", "static-uint8"]
+Activations = Literal["block-int8", "dynamic-uint8", "static-uint8", "float"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Layout:
     block_ends: bool = False
     """Whether the output matrix and tables are laid out in blocks although the other layers are not: decoders tie them, and the
     rounding of the output matrix' input goes straight into the logits."""
+
+    half: Literal["float16", "bfloat16"] | None = None
+    """The 16-bit type that weights are cast to; such a layout has no integers, and nothing else here is read."""
 
     @property
     def is_static(self) -> bool:
@@ -62,6 +65,14 @@ def _int4_weight(task: str) -> Layout:
     return Layout(64, unsigned=True, activations="block-int8", bits=4, symmetric=False)
 
 
+def _fp16(task: str) -> Layout:
+    return Layout(0, unsigned=False, activations="float", bits=16, half="float16")
+
+
+def _bf16(task: str) -> Layout:
+    return Layout(0, unsigned=False, activations="float", bits=16, half="bfloat16")
+
+
 SCHEMES: dict[str, Scheme] = {
     "int8": Scheme(
         summary="int8 weights, symmetric; decoders: one scale per block, activations int8 block by block; "
@@ -85,6 +96,17 @@ SCHEMES: dict[str, Scheme] = {
         "activations int8 block by block inside the kernel",
         source="Dettmers and Zettlemoyer 2022, arXiv:2212.09720",
         layout=_int4_weight,
+    ),
+    "fp16": Scheme(
+        summary="float16 weights, for GPUs: half the size; the exported graph computes in float16, sums of norms and softmax in float32",
+        source="Micikevicius et al. 2017, arXiv:1710.03740",
+        layout=_fp16,
+    ),
+    "bf16": Scheme(
+        summary="bfloat16 weights: half the size, and the range of float32; torch computes in them on GPUs, the exported graph stores them "
+        "and computes in float32",
+        source="Kalamkar et al. 2019, arXiv:1905.12322",
+        layout=_bf16,
     ),
 }
 

@@ -44,7 +44,7 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
     Raises ExportError where the architecture cannot be exported, or where an integer weight finds no place in the graph.
     """
     from squeeze.compress.layers import refuse_nonfinite
-    from squeeze.exporter import attention, genai, passes, placement, trace
+    from squeeze.exporter import attention, genai, half, passes, placement, trace
 
     settings = settings or ExportSettings()
     refuse_nonfinite(model.network)
@@ -64,6 +64,8 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
         passes.standard_norms(graph)
         notes += passes.plain_norms(graph)
         notes += passes.share_transposed(graph)
+        passes.remove_unused(graph)
+        notes += half.halve(graph, model.half)
         passes.remove_unused(graph)
         passes.raise_opset(graph, settings.opset)
         passes.name_provenance(graph, model, places)

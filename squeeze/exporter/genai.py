@@ -50,7 +50,7 @@ def built(model: "Model", folder: Path) -> Iterator["ir.Model"]:
     with tempfile.TemporaryDirectory(prefix=".genai-", dir=folder) as name:
         source, target = Path(name, "source"), Path(name, "target")
         source.mkdir()
-        save_model(dataclasses.replace(model, integers={}), source)
+        save_model(dataclasses.replace(model, integers={}, half=None), source)
         _build(source, target, Path(name, "cache"))
         config = json.loads((target / GENAI_CONFIG).read_text("utf-8"))
         (folder / GENAI_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
