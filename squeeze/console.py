@@ -109,14 +109,17 @@ def print_inspection(found: "Inspected", *, layers: bool) -> None:
         ]
         table("chain, source first", ("artifact", "made by", "parameters", "weights", "digest"), links)
     if layers:
+        units = [layer.sensitivity_unit for layer in found.layers if layer.sensitivity_unit]
         content = [
             (
                 layer.name, "×".join(map(str, layer.shape)), f"{layer.bits:.2f}", f"{layer.sparsity:.1%}",
-                _decibels(layer.sqnr_db), _decibels(layer.output_sqnr_db), layer.note,
+                _decibels(layer.sqnr_db), _decibels(layer.output_sqnr_db),
+                *([_alone(layer)] if units else []), layer.note,
             )
             for layer in found.layers
         ]  # fmt: skip
-        table("layers", ("layer", "shape", "bits", "zeros", "SQNR", "of outputs", "note"), content)
+        alone = [f"alone, {units[0]}"] if units else []
+        table("layers", ("layer", "shape", "bits", "zeros", "SQNR", "of outputs", *alone, "note"), content)
 
 
 def print_layers(record: StageRecord, folder: Path) -> None:
@@ -128,7 +131,15 @@ def print_layers(record: StageRecord, folder: Path) -> None:
     worst = sorted(((db, layer) for db, layer in noisy if db is not None), key=lambda pair: pair[0])[:SHOWN]
     rows = [*left[:SHOWN], *((layer.name, f"{db:.1f} dB; {layer.note}") for db, layer in worst)]
     table(f"layers left in float ({len(left)}) and least exact", ("layer", "signal to noise, or why"), rows)
+    felt = sorted((r for r in record.layers if r.sensitivity is not None), key=lambda r: -(r.sensitivity or 0))[:SHOWN]
+    if felt:
+        columns = ("layer", f"alone, {felt[0].sensitivity_unit}", "bits", "note")
+        table("most sensitive", columns, [(r.name, _alone(r), f"{r.bits:.2f}", r.note) for r in felt])
     message(f"All {len(record.layers)}: squeeze inspect {folder} --layers")
+
+
+def _alone(layer: LayerRow) -> str:
+    return "" if layer.sensitivity is None else f"{layer.sensitivity:.2g}"
 
 
 def _decibels(value: float | None) -> str:

@@ -27,18 +27,20 @@ def simulation(model: Model) -> nn.Module:
     return twin.network
 
 
-def simulate_activations(model: Model) -> None:
+def simulate_activations(model: Model) -> list[Callable[[], object]]:
     """Make the network round the inputs of its integer layers as the exported graph does; for a model that only runs.
 
-    Not for one that is exported or saved: the hooks are part of the module until it is dropped.
+    Not for one that is exported or saved: the hooks are part of the module until what is returned has been called.
     """
+    undo: list[Callable[[], object]] = []
     if model.activations == "float":
-        return
+        return undo
     shared = aliases(model.network)
     first_only = _first_token_only(model) if model.activations == "dynamic-uint8" else {}
     for path, module in model.network.named_modules():
         if isinstance(module, nn.LSTM):
-            simulate(module, path, model.integers, shared)
+            if simulate(module, path, model.integers, shared):
+                undo.append(partial(vars(module).pop, "forward"))
             continue
         name = f"{path}.weight"
         weight = model.integers.get(shared.get(name, name))
@@ -47,7 +49,11 @@ def simulate_activations(model: Model) -> None:
         rounded = input_rounding(weight)
         if any(first_only.get(path, ())):
             rounded = partial(_by_call, rounded, cycle(first_only[path]))
-        module.register_forward_pre_hook(lambda _module, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:]))
+        hook = module.register_forward_pre_hook(
+            lambda _module, inputs, rounded=rounded: (rounded(inputs[0]), *inputs[1:])
+        )
+        undo.append(hook.remove)
+    return undo
 
 
 def input_rounding(weight: IntegerWeight) -> Callable[[Tensor], Tensor]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from squeeze.compress.layers import refuse_nonfinite, sparsity_of
+from squeeze.compress.mixed import MixedSettings
 from squeeze.compress.schemes import CALIBRATOR_NAMES, METHODS, SCHEMES, Layout
 from squeeze.errors import QuantizeError, nearest
 from squeeze.report.schema import LayerRow, StageRecord
@@ -74,6 +75,9 @@ class QuantizeStage(BaseModel):
         description="give each channel the same range where it is made and where it is read, before all else; needs no data",
     )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
+    mixed: MixedSettings | None = Field(
+        default=None, description="keep the layers that matter most in a better precision, from the calibration split"
+    )
 
     @field_validator("scheme", "method", "calibrator")
     @classmethod
@@ -103,7 +107,12 @@ class QuantizeStage(BaseModel):
     @property
     def needs_data(self) -> bool:
         """Whether the calibration split decides the result."""
-        return bool(self.smooth_alpha) or METHODS[self.method].needs_data or SCHEMES[self.scheme].layout("").is_static
+        by_setting = bool(self.smooth_alpha) or self.mixed is not None
+        return by_setting or METHODS[self.method].needs_data or SCHEMES[self.scheme].layout("").is_static
+
+    def alpha(self, layout: Layout) -> float:
+        """SmoothQuant's α: what the settings say, else the layout's choice; 0 is none."""
+        return (layout.smooth_alpha if self.smooth_alpha is None else self.smooth_alpha) or 0.0
 
     def apply(self, model: "Model", calibration: "Batches" = (), done: "Done | None" = None) -> StageRecord:
         """Quantize `model` in place: its network then computes with the dequantized integers, which are kept beside it.
@@ -144,9 +153,19 @@ def quantize_model(
         raise QuantizeError(
             f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize."
         )
-    notes, treated = _changed(model, stage, layout, plans, calibration, done)
+    notes, folded = _smoothed(model, stage, layout, calibration)
+    mixture = None
+    if stage.mixed is not None:
+        from squeeze.compress.sensitivity import mix
+
+        mixture = mix(model, stage, stage.mixed, layout, plans, calibration, folded, done)
+        plans, notes = mixture.plans, (*notes, *mixture.notes)
+    said, treated = _changed(model, stage, layout, plans, calibration, folded, done)
     rows = [_row(model, name, plan, treated.get(name)) for name, plan in plans.items()]
     model.activations = layout.activations
+    notes += said
+    if mixture is not None:
+        rows, notes = mixture.annotated(rows), (*notes, *mixture.outcome(model))
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
         layers=tuple(rows), notes=(*equalized, *notes, _summary(model, rows)),
@@ -194,8 +213,14 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
         raise QuantizeError(
             f"smooth_alpha with block-wise scales is for Transformers decoders, not for {model.task} here. Drop it."
         )
+    if stage.mixed is not None and stage.mixed.fallback == "int8" and layout.bits == 8:
+        raise QuantizeError(
+            f"mixed.fallback int8 is for 4-bit schemes; {stage.scheme} has 8 bits already. Choose fallback: float, or drop it."
+        )
     if stage.needs_data and not calibration:
         wanted = f"scheme {stage.scheme}" if layout.is_static else f"method {stage.method}"
+        if stage.mixed is not None:
+            wanted = "mixed"
         if stage.smooth_alpha and stage.method == "round" and not layout.is_static:
             wanted = "smooth_alpha"
         raise QuantizeError(
@@ -203,25 +228,30 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
         )
 
 
+def _smoothed(
+    model: "Model", stage: QuantizeStage, layout: Layout, calibration: "Batches"
+) -> "tuple[tuple[str, ...], set[nn.Module]]":
+    """What norms of a decoder can do for what they feed: notes, and the layers whose inputs are smooth by now."""
+    alpha = stage.alpha(layout)
+    if not alpha or model.task != "causal-lm" or model.factory is not None:
+        return (), set()
+    from squeeze.compress.treatment import smooth_norms
+
+    return smooth_norms(model, alpha, calibration, needed=layout.block_size != 0)
+
+
 def _changed(
-    model: "Model", stage: QuantizeStage, layout: Layout, plans: "dict[str, Plan]", calibration: "Batches", done: "Done | None"
+    model: "Model", stage: QuantizeStage, layout: Layout, plans: "dict[str, Plan]", calibration: "Batches",
+    folded: "set[nn.Module]", done: "Done | None",
 ) -> tuple[tuple[str, ...], "dict[str, Treated]"]:  # fmt: skip
     """All that is done before plain rounding, by looking at calibration texts: notes, and what is known of each layer so treated."""
-    alpha = layout.smooth_alpha if stage.smooth_alpha is None else stage.smooth_alpha
-    if not (stage.needs_data or alpha):
+    by_block, alpha = layout.block_size != 0, stage.alpha(layout)
+    if not (METHODS[stage.method].needs_data or layout.is_static or alpha) or (by_block and stage.method == "round"):
         return (), {}
-    from squeeze.compress.treatment import Treatment, smooth_norms
+    from squeeze.compress.treatment import Treatment
 
-    by_block = layout.block_size != 0
-    notes: tuple[str, ...] = ()
-    folded: set[nn.Module] = set()
-    if alpha and model.task == "causal-lm" and model.factory is None:
-        notes, folded = smooth_norms(model, alpha, calibration, needed=by_block)
-    if by_block and stage.method == "round":
-        return notes, {}
-    treatment = Treatment(model, stage, layout, plans, folded=folded, alpha=0 if by_block else alpha or 0)
-    notes += treatment.walk(calibration, done)
-    return notes, treatment.found
+    treatment = Treatment(model, stage, layout, plans, folded=folded, alpha=0 if by_block else alpha)
+    return treatment.walk(calibration, done), treatment.found
 
 
 def _row(model: "Model", name: str, plan: "Plan", treated: "Treated | None") -> LayerRow:

@@ -50,18 +50,41 @@ class Placer:
     def find(self, matrix: NDArray[np.float32]) -> tuple[str, ...] | None:
         """Names of the layers whose rows, in order, are exactly the rows of `matrix` [out, in]; None if they are not."""
         names: list[str] = []
+        while sum(self.integers[name].shape[0] for name in names) < len(matrix):
+            name = self._layer_at(matrix, sum(self.integers[name].shape[0] for name in names))
+            if name is None:
+                return None
+            names.append(name)
+        return tuple(names)
+
+    def runs(self, matrix: NDArray[np.float32]) -> list[tuple[tuple[str, ...], int]]:
+        """The rows of `matrix` [out, in] as (layers that one kernel takes, how many rows they have), in order; rows that are no
+        layer's integers are a run of no layers. Layers that an exporter joined need not have become the same integers."""
+        found: list[tuple[tuple[str, ...], int]] = []
         row = 0
         while row < len(matrix):
-            for name in self.rows.get(matrix[row].tobytes(), ()):
-                out, columns = self.integers[name].shape
-                part = matrix[row : row + out]
-                if part.shape == (out, columns) and np.array_equal(part, _float_rows(self.integers[name])):
-                    names.append(name)
-                    row += out
-                    break
+            name = self._layer_at(matrix, row)
+            rows = 1 if name is None else self.integers[name].shape[0]
+            before, count = found[-1] if found else ((), 0)
+            if name is None:
+                joined = bool(count) and not before
             else:
-                return None
-        return tuple(names)
+                joined = bool(before) and _one_kernel(self.integers[before[0]], self.integers[name])
+            if joined:
+                found.pop()
+            names = () if name is None else (name,)
+            found.append((before + names, count + rows) if joined else (names, rows))
+            row += rows
+        return found
+
+    def _layer_at(self, matrix: NDArray[np.float32], row: int) -> str | None:
+        """The layer whose rows begin at `row`."""
+        for name in self.rows.get(matrix[row].tobytes(), ()):
+            out, columns = self.integers[name].shape
+            part = matrix[row : row + out]
+            if part.shape == (out, columns) and np.array_equal(part, _float_rows(self.integers[name])):
+                return name
+        return None
 
     def write(self, layers: tuple[str, ...], layout: str) -> dict[str, ir.Value]:
         """The initializers for these layers in this layout, written on first use."""
@@ -119,30 +142,57 @@ def place_integers(
 def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
     flipped = node.op_type == "Gemm" and bool(_attribute(node, "transB", 0))
     matrix = _constant_matrix(node.inputs[1])
-    layers = placer.find(matrix if flipped else np.ascontiguousarray(matrix.T)) if matrix is not None else None
-    if layers is None:
+    if matrix is None:
+        return 0
+    matrix = matrix if flipped else np.ascontiguousarray(matrix.T)
+    runs = placer.runs(matrix)
+    if not any(layers for layers, _ in runs):
         return 0
     if node.op_type == "Gemm" and (_attribute(node, "transA", 0) or _attribute(node, "alpha", 1.0) != 1.0):
         raise ExportError(f"{node.name} is a Gemm with transA or alpha, which squeeze does not turn into integers.")
-    kinds = {(w.bits, w.block_size, isinstance(w.zero_point, int)) for w in (placer.integers[name] for name in layers)}
-    if len(kinds) > 1:
-        raise ExportError(
-            f"{' + '.join(layers)} are one product in the graph but of several kinds: {sorted(map(str, kinds))}."
-        )
-    first = placer.integers[layers[0]]
-    if any(not _same_inputs(first, placer.integers[name]) for name in layers[1:]):
-        raise ExportError(f"{' + '.join(layers)} are one product in the graph but round their inputs differently.")
     target, bias = node, node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-    if first.block_size is None and first.inputs is not None:
+    first = placer.integers[runs[0][0][0]] if len(runs) == 1 else None
+    if first is None:
+        new = _split_product(placer, node, matrix, runs)
+    elif first.block_size is None and first.inputs is not None:
         if bias is None:
             target, bias = _with_bias(node)
-        new = _static_product(placer, node, layers, bias)
+        new, bias = _static_product(placer, node, runs[0][0], bias), None
     else:
-        new = (_dynamic_product if first.block_size is None else _block_product)(placer, node, layers)
-        if bias is not None:
-            new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
+        new = _product(placer, node, runs[0][0])
+    if bias is not None:
+        new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
     replace(placer.graph, target, new, new[-1].outputs[0])
     return 1
+
+
+def _product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
+    """x · Wᵀ, without a bias, by the kernel for these layers' integers; its last node gives the product."""
+    first = placer.integers[layers[0]]
+    if first.block_size is not None:
+        return _block_product(placer, node, layers)
+    return (_dynamic_product if first.inputs is None else _static_product)(placer, node, layers)
+
+
+def _split_product(
+    placer: Placer, node: ir.Node, matrix: NDArray[np.float32], runs: list[tuple[tuple[str, ...], int]]
+) -> list[ir.Node]:
+    """One product of layers that are not of one kind, in mixed precision say, as one for each run of rows, put side by side."""
+    new: list[ir.Node] = []
+    parts: list[ir.Value] = []
+    row = 0
+    for number, (layers, rows) in enumerate(runs):
+        if layers:
+            made = _product(placer, node, layers)
+        else:
+            part = placer.constant(f"{node.name}.float_{number}", np.ascontiguousarray(matrix[row : row + rows].T))
+            made = [ir.node("MatMul", [node.inputs[0], part], name=f"{node.name}_float")]
+        for one in made:
+            one.name = f"{one.name}_{number}"
+        new += made
+        parts.append(made[-1].outputs[0])
+        row += rows
+    return [*new, ir.node("Concat", parts, {"axis": -1}, name=f"{node.name}_join")]
 
 
 def _block_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
@@ -169,7 +219,9 @@ def _dynamic_product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> 
     return [*new, product, cast, scales, result]
 
 
-def _static_product(placer: Placer, node: ir.Node, layers: tuple[str, ...], bias: ir.Value | None) -> list[ir.Node]:
+def _static_product(
+    placer: Placer, node: ir.Node, layers: tuple[str, ...], bias: ir.Value | None = None
+) -> list[ir.Node]:
     """x · Wᵀ + b by one kernel on uint8 inputs of a fixed range. OpenVINO reads it as well, and runs it on its integer units.
 
     Rejected: QDQ pairs, which ONNX Runtime fuses to the same kernel but without the bias, and MatMulInteger with constant scales,
@@ -230,8 +282,10 @@ def _columns_out(node: ir.Node) -> int:
     return -1 if matrix is None else matrix.shape[1]
 
 
-def _same_inputs(one: IntegerWeight, other: IntegerWeight) -> bool:
-    if one.inputs != other.inputs or (one.divisor is None) != (other.divisor is None):
+def _one_kernel(one: IntegerWeight, other: IntegerWeight) -> bool:
+    """Whether one product can take both: integers of one kind, inputs rounded alike."""
+    kinds = [(w.bits, w.block_size, isinstance(w.zero_point, int)) for w in (one, other)]
+    if kinds[0] != kinds[1] or one.inputs != other.inputs or (one.divisor is None) != (other.divisor is None):
         return False
     return one.divisor is None or other.divisor is None or torch.equal(one.divisor, other.divisor)
 

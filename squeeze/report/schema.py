@@ -52,6 +52,10 @@ class LayerRow(Record):
     a method that makes one column up for another moves weights away from their nearest integers on purpose."""
     output_sqnr_db: FiniteFloat | None = None
     """The same of the layer's outputs on the calibration texts; None where they were not looked at."""
+    sensitivity: FiniteFloat | None = None
+    """Distance of the network's answers from the float ones where this layer alone is quantized; None where it was not measured."""
+    sensitivity_unit: str = ""
+    """Such as "nats per token"."""
     note: str = ""
     """Such as "kept in float: LSTM has no integer kernel yet"."""
 
