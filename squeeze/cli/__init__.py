@@ -92,6 +92,13 @@ def quantize(
             help="Texts left aside, so that `squeeze bench` with the same --data and --evaluate scores others."
         ),
     ] = 200,
+    reduce_range: Annotated[
+        bool, typer.Option(help="Integers within ±64: exact on x86 processors without VNNI too, for one scale per row.")
+    ] = False,
+    curve: Annotated[
+        list[int] | None,
+        typer.Option(help="Also compare copies quantized with so many calibration texts; give it several times."),
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay in float, as names with * and ?.")] = None,
     task: Task = None,
     settings: Annotated[
@@ -122,6 +129,8 @@ def quantize(
             smooth_alpha=smooth,
             granularity=granularity,
             calibrator=calibrator,
+            reduce_range=reduce_range,
+            curve=curve or (),
             keep=keep or (),
             data=content["data"] or None,
             progress=say,
@@ -275,6 +284,8 @@ def doctor(json: Json = False) -> None:
 
 
 def _print_artifact(artifact: Any, json: bool) -> None:
+    from squeeze.report.explained import stage_warnings
+
     manifest = artifact.manifest
     if json:
         console.print_json(
@@ -284,11 +295,12 @@ def _print_artifact(artifact: Any, json: bool) -> None:
     rows = [
         ("folder", str(artifact.folder)),
         ("digest", artifact.digest),
-        ("weights", f"{manifest.weight_bytes / 1e6:.1f} MB"),
+        ("weights", console.size_of(manifest)),
     ]
     rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
-    console.table(manifest.name, ("", ""), rows)
+    console.table(manifest.name, ("", ""), [*rows, *(("warning", text) for text in stage_warnings(manifest))])
     if manifest.record is not None and manifest.record.layers:
+        console.print_curve(manifest)
         console.print_layers(manifest.record, artifact.folder)
 
 

@@ -59,6 +59,11 @@ class QatStage(BaseModel):
         return f"{self.epochs} epochs"
 
     @property
+    def progress_noun(self) -> str:
+        """For progress: what is counted."""
+        return "step"
+
+    @property
     def needs_data(self) -> bool:
         """Always: it trains."""
         return True
@@ -216,7 +221,7 @@ def _integers(weight: "Tensor", integer: "IntegerWeight") -> "Tensor":
     zero = integer.zero_point
     symmetric = isinstance(zero, int)
     wide = integer.wide(integer.scale)
-    low, high = Grid(integer.bits, symmetric, integer.integers.dtype == torch.uint8).bounds
+    low, high = Grid(integer.bits, symmetric, integer.integers.dtype == torch.uint8, integer.reach).bounds
     shift = zero if isinstance(zero, int) else integer.wide(zero).float()
     return (torch.round(rows / wide) + shift).clamp(low, high)
 

@@ -9,7 +9,7 @@ Rejected: letting ONNX Runtime's own quantizer choose integers at export, which 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -69,6 +69,15 @@ class QuantizeStage(BaseModel):
     bias_correction: bool = Field(
         default=True, description="int8-static: let biases make up for the mean error of each layer's outputs"
     )
+    reduce_range: bool = Field(
+        default=False,
+        description="integers within ±64 for products with one scale per row: exact on x86 processors without VNNI too",
+    )
+    curve: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="counts of calibration texts to compare, such as [4, 16, 64]: copies quantized with so many, their answers' "
+        "distance from float on calibration texts beyond the largest count",
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
 
     @field_validator("scheme", "method", "calibrator")
@@ -85,6 +94,21 @@ class QuantizeStage(BaseModel):
         if self.block_size is not None and self.granularity not in (None, "group"):
             raise ValueError(f"block_size is for groups, not for granularity {self.granularity!r}. Drop one of them")
         return self
+
+    @model_validator(mode="after")
+    def _curve_means_something(self) -> "QuantizeStage":
+        if list(self.curve) != sorted(set(self.curve)):
+            raise ValueError(f"curve {list(self.curve)} does not rise. Give each count once, the smallest first")
+        if self.curve and not self.needs_data:
+            raise ValueError(
+                f"curve compares calibration texts, which scheme {self.scheme} with method {self.method} reads none of. Drop it"
+            )
+        return self
+
+    @property
+    def progress_noun(self) -> str:
+        """For progress: what is counted."""
+        return "block"
 
     @property
     def needs_data(self) -> bool:
@@ -110,6 +134,8 @@ def quantize_model(
     """
     if model.integers:
         raise QuantizeError(f"{model.source} is already quantized. Start from the float artifact it was made from.")
+    from squeeze.compress.advice import advise
+    from squeeze.compress.curve import calibration_curve
     from squeeze.compress.plan import make_plans
 
     started = time.monotonic()
@@ -121,12 +147,14 @@ def quantize_model(
         raise QuantizeError(
             f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize."
         )
+    warned = advise(model, stage, layout, plans)
+    curve = calibration_curve(model, stage, calibration, done) if stage.curve else ()
     notes, treated = _changed(model, stage, layout, plans, calibration, done)
     rows = [_row(model, name, plan, treated.get(name)) for name, plan in plans.items()]
     model.activations = layout.activations
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
-        layers=tuple(rows), notes=(*notes, _summary(model, rows)),
+        layers=tuple(rows), notes=(*notes, _summary(model, rows)), warnings=warned, curve=curve,
     )  # fmt: skip
 
 
