@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from squeeze.report.explained import CURVE_COLUMNS, SIZE_COLUMNS, size_row, size_rows
+from squeeze.report.explained import SIZE_COLUMNS, curve_table, size_row, size_rows
 from squeeze.report.schema import ArtifactChecks, LayerRow, Manifest, Profile, Report, StageRecord
 from squeeze.report.text import THIN, amount, encodable, json_text, visible
 
@@ -145,7 +145,7 @@ def print_curve(manifest: Manifest) -> None:
     curve = manifest.record.curve if manifest.record is not None else ()
     if curve:
         title = f"{manifest.name}: error with more calibration texts, on {curve[0].held_out} others"
-        table(title, CURVE_COLUMNS, [point.cells for point in curve])
+        table(title, *curve_table(curve))
 
 
 def size_of(manifest: Manifest) -> str:

@@ -46,6 +46,13 @@ class CurvePoint(BaseModel):
         )  # fmt: skip
 
 
+def curve_table(points: Sequence[CurvePoint]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(columns, rows) of a curve, without the quantities that its task does not have."""
+    rows = [point.cells for point in points]
+    filled = [n for n in range(len(CURVE_COLUMNS)) if any(row[n] for row in rows)]
+    return tuple(CURVE_COLUMNS[n] for n in filled), [tuple(row[n] for n in filled) for row in rows]
+
+
 @dataclass(frozen=True)
 class SizeRow:
     """One artifact's weight files: bytes as computed before they were written, and as they came out."""
@@ -69,6 +76,8 @@ class SizeRow:
     @property
     def said(self) -> str:
         """ "predicted 23.4 MB, 0.3 % more": what stands beside the measured size."""
+        if self.measured == self.predicted:
+            return "as predicted"
         way = "more" if self.difference > 0 else "less"
         return f"predicted {amount(self.predicted, 'bytes')}, {percent(abs(self.difference), 2)} {way}"
 
