@@ -92,8 +92,13 @@ def check_missing(location: Path | str, info: dict[str, Any], task: str) -> None
 
 @contextmanager
 def hub_errors(location: Path | str) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
+    except StrictDataclassError as error:  # one value of config.json that its class refuses, told on several lines
+        said = " ".join(str(error).split())
+        raise ModelError(f"{location}: config.json is not what its class takes: {said}. Correct that value.") from error
     except (OSError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).strip().splitlines()[0]
         if isinstance(location, str):

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from squeeze.report.schema import ArtifactChecks, LayerRow, Profile, Report, StageRecord
+from squeeze.report.explained import SIZE_COLUMNS, curve_table, size_row, size_rows
+from squeeze.report.schema import ArtifactChecks, LayerRow, Manifest, Profile, Report, StageRecord
 from squeeze.report.text import THIN, amount, encodable, json_text, visible
 
 if TYPE_CHECKING:
@@ -59,6 +60,14 @@ def print_report(report: Report) -> None:
         table("how close to what this machine can do", FLOOR_COLUMNS, [row.cells for row in near])
     for profile in report.profiles:
         _print_profile(profile)
+    for manifest in report.manifests:
+        print_curve(manifest)
+    if sizes := size_rows(report.manifests):
+        table(
+            "weights as computed before they were written, and as they came out",
+            SIZE_COLUMNS,
+            [row.cells for row in sizes],
+        )
     for group in report.checks:
         if group.passed:
             _print_line(f"checks of {group.artifact}: all {len(group.checks)} passed")
@@ -140,6 +149,20 @@ def print_layers(record: StageRecord, folder: Path) -> None:
 
 def _alone(layer: LayerRow) -> str:
     return "" if layer.sensitivity is None else f"{layer.sensitivity:.2g}"
+
+
+def print_curve(manifest: Manifest) -> None:
+    """How the error fell with more calibration texts, where a stage was asked for it."""
+    curve = manifest.record.curve if manifest.record is not None else ()
+    if curve:
+        title = f"{manifest.name}: error with more calibration texts, on {curve[0].held_out} others"
+        table(title, *curve_table(curve))
+
+
+def size_of(manifest: Manifest) -> str:
+    """Bytes of the weight files, and what was computed beforehand where it was."""
+    row, measured = size_row(manifest), amount(manifest.weight_bytes, "bytes")
+    return measured if row is None else f"{measured} ({row.said})"
 
 
 def _decibels(value: float | None) -> str:

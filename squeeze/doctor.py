@@ -24,6 +24,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from squeeze.compress.advice import Machine
 from squeeze.errors import DataError
 from squeeze.provenance import Environment, environment
 from squeeze.rows import ASSETS, asset_path
@@ -121,14 +122,16 @@ def check_instructions(machine: str, cpu: str, flags: Iterable[str]) -> Finding:
         return Finding(
             "cpu", f"{cpu}: {', '.join(dots)}", "ok", "int8 products are summed in 32 bits: exact, and fast."
         )
-    if "avx2" in present:
-        return Finding(
-            "cpu",
-            f"{cpu}: avx2 without VNNI",
-            "warn",
-            "uint8 × int8 products are summed in 16 bits here and can saturate: int8 activations lose accuracy that "
-            "they keep on a processor with VNNI, and gain less speed. `squeeze verify` on this machine shows how much.",
+    here = Machine(machine, frozenset(present))
+    if here.saturates:
+        advice = (
+            "uint8 × int8 products are summed in 16 bits here and can saturate: int8 activations lose accuracy that they keep "
+            "on a processor with VNNI, and gain less speed. `squeeze quantize --reduce-range` keeps weights within ±64, which is "
+            "exact here too; decoders' block-wise int8 is exact as it is."
         )
+        if here.mistakes_zero_points:
+            advice += " 4-bit blocks: --symmetric, because of onnxruntime's issue 29853. `squeeze verify` judges it on this machine."
+        return Finding("cpu", f"{cpu}: {'avx2' if 'avx2' in present else 'sse4_2'} without VNNI", "warn", advice)
     return Finding(
         "cpu",
         f"{cpu} ({machine}): no integer dot products found",
@@ -147,6 +150,14 @@ def check_cores(allowed: int, machine: int, physical: int | None, quota: float |
             "warn",
             f"More threads than that get stopped in mid-timing: --set bench.threads={max(1, math.floor(quota))} in "
             "`squeeze run`, --threads in `squeeze bench`.",
+        )
+    if physical is not None and allowed > physical:
+        return Finding(
+            "cores",
+            value,
+            "warn",
+            f"squeeze takes a thread for each, where ONNX Runtime by itself takes {physical}, one for each physical core: measure "
+            f"both, with --set bench.threads={physical} in `squeeze run`, --threads in `squeeze bench`.",
         )
     return Finding("cores", value, "ok")
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 QMAX = 127
 """Symmetric int8 uses [-127, 127]: -128 has no partner, and pairs of products then stay within 16 bits more often."""
+REDUCED = 64
+"""Largest integer with which two products of uint8 and int8 always stay within 16 bits: 2 · 255 · 64 = 32,640 < 2¹⁵. Processors
+without VNNI add such pairs in 16 bits and cut off what is beyond (VPMADDUBSW)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Grid:
     symmetric: bool = True
     unsigned: bool = True
     """How they are stored; a symmetric grid then has its zero in the middle (128, 8). An asymmetric one always is."""
+    reach: int | None = None
+    """Largest distance from zero on a symmetric grid; None: all that the bits allow."""
 
     @property
     def middle(self) -> int:
@@ -33,13 +38,17 @@ class Grid:
     @property
     def bounds(self) -> tuple[int, int]:
         """Smallest and largest integer."""
-        half = 2 ** (self.bits - 1) - 1
-        return (self.middle - half, self.middle + half) if self.symmetric else (0, 2**self.bits - 1)
+        return (self.middle - self.half, self.middle + self.half) if self.symmetric else (0, 2**self.bits - 1)
+
+    @property
+    def half(self) -> int:
+        """Steps from zero to either end of a symmetric grid."""
+        return self.reach or 2 ** (self.bits - 1) - 1
 
     def fit(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """(scale, zero point) that cover numbers from `low` to `high`, elementwise; zero is always exact, a range of nothing gets 1."""
         if self.symmetric:
-            scale = torch.maximum(-low, high) / (2 ** (self.bits - 1) - 1)
+            scale = torch.maximum(-low, high) / self.half
             scale = torch.where(scale == 0, torch.ones_like(scale), scale)
             return scale, torch.full_like(scale, self.middle)
         low, high = low.clamp(max=0), high.clamp(min=0)
@@ -80,6 +89,8 @@ class IntegerWeight:
     (SmoothQuant, where no norm can take it). The integers then stand for w · divisor, and the weight is that divided by it."""
     inputs: InputGrid | None = None
     """Where the layer's inputs have a range fixed by calibration; None: they are rounded as they come, or not at all."""
+    reach: int | None = None
+    """Of its grid, where that is narrower than the bits allow: training on must stay within it."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -111,7 +122,7 @@ class IntegerWeight:
 
 def round_to_nearest(
     weight: Tensor, block_size: int | None, *, unsigned: bool, transposed: bool = False, bits: int = 8, symmetric: bool = True,
-    whole: bool = False,
+    whole: bool = False, reach: int | None = None,
 ) -> IntegerWeight:  # fmt: skip
     """Integers by rounding to nearest (ties to even), one scale for each row or block of a row, from its extreme values.
 
@@ -120,7 +131,7 @@ def round_to_nearest(
     `weight` is [out, in], or [in, out] if `transposed`. A row or block of zeros gets scale 1. Property that the tests
     hold: |w − dequantize| ≤ scale / 2, on an asymmetric grid ≤ scale (the zero point is rounded, too).
     """
-    grid = Grid(bits, symmetric, unsigned)
+    grid = Grid(bits, symmetric, unsigned, reach)
     matrix = (weight.T if transposed else weight).detach().to(torch.float32)
     blocks = in_blocks(matrix, block_size)
     low, high = blocks.amin(dim=2), blocks.amax(dim=2)
@@ -144,7 +155,7 @@ def integer_weight(
     """Rounded numbers [out, in] of a grid in the form that is kept."""
     stored = rounded.to(torch.uint8 if grid.unsigned else torch.int8).contiguous()
     zero = grid.middle if grid.symmetric else zero_point.to(torch.uint8).contiguous()
-    return IntegerWeight(stored, scale.contiguous(), zero, block_size, transposed, grid.bits)
+    return IntegerWeight(stored, scale.contiguous(), zero, block_size, transposed, grid.bits, reach=grid.reach)
 
 
 def pack(integers: Tensor, bits: int) -> Tensor:
@@ -184,6 +195,7 @@ def layout_of(weights: Mapping[str, IntegerWeight]) -> dict[str, dict[str, Any]]
         name: {
             "zero_point": None if isinstance(w.zero_point, Tensor) else w.zero_point, "block_size": w.block_size,
             "transposed": w.transposed, "bits": w.bits, "columns": w.shape[1],
+            **({} if w.reach is None else {"reach": w.reach}),
         }
         for name, w in weights.items()
     }  # fmt: skip
@@ -201,7 +213,7 @@ def from_tensors(tensors: Mapping[str, Tensor], layout: Mapping[str, Mapping[str
             inputs = InputGrid(float(tensors[f"{name}.input_scale"]), int(tensors[f"{name}.input_zero_point"]))
         found[name] = IntegerWeight(
             integers, tensors[f"{name}.scale"], zero, row["block_size"], row["transposed"], bits,
-            tensors.get(f"{name}.divisor"), inputs,
+            tensors.get(f"{name}.divisor"), inputs, row.get("reach"),
         )  # fmt: skip
     return found
 

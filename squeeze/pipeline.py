@@ -165,10 +165,10 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
         name = f"{stage.kind} {stage.scheme}"
         say(name, 1 + number, total)
 
-        def block(i: int, n: int, name: str = name, number: int = number) -> None:
-            say(f"{name}: block {i} of {n}", 1 + number, total)
+        def part(i: int, n: int, name: str = name, number: int = number, noun: str = stage.progress_noun) -> None:
+            say(f"{name}: {noun} {i} of {n}", 1 + number, total)
 
-        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data, block, source))
+        chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data, part, source))
         yield Step((chain[-1],))
     exported: list[Artifact] = []
     if recipe.export is not None:
@@ -234,6 +234,7 @@ def apply_stage(
     `done(i, n)` hears of stages that go through the network block by block, or train step by step; a stage that trains has
     `source` for its teacher.
     """
+    from squeeze.compress.sizes import artifact_bytes
     from squeeze.integers import layout_of
     from squeeze.model import load_model, save_model
 
@@ -254,6 +255,7 @@ def apply_stage(
         record = stage.apply(
             model, () if split is None or data is None else _training(data, split, model, stage), done, teacher
         )
+    record = record.model_copy(update={"predicted_bytes": artifact_bytes(model)})
     extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
     if model.half is not None:
         extra["half"] = model.half.as_row()
@@ -291,7 +293,8 @@ def _training(data: "Data", split: "Split", model: "Model", stage: "QatStage") -
 
 def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") -> Artifact:
     """A torch artifact as an ONNX artifact; reused where parent and settings are the same."""
-    from squeeze.exporter import export_onnx
+    from squeeze.compress.sizes import export_bytes
+    from squeeze.exporter import export_onnx, is_by_builder
     from squeeze.model import load_model
 
     inputs = digest_json(
@@ -306,12 +309,18 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") 
         return found
     model = load_model(parent.folder)
     clock = time.monotonic()
+    predicted = export_bytes(model, by_builder=is_by_builder(model, settings))
 
     def fill(place: Path) -> StageRecord:
         notes = export_onnx(model, place, settings)
         seconds = time.monotonic() - clock
         return StageRecord(
-            kind="export", settings=settings.model_dump(mode="json"), seconds=seconds, layers=(), notes=notes
+            kind="export",
+            settings=settings.model_dump(mode="json"),
+            seconds=seconds,
+            layers=(),
+            notes=notes,
+            predicted_bytes=predicted,
         )
 
     return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra={}, form="onnx")

@@ -110,13 +110,19 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
         text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     except OSError:
         return platform.processor() or platform.machine() or "unknown", ()
+    name, flags = parse_cpuinfo(text)
+    return name or platform.machine(), flags
+
+
+def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
+    """(model name or "", the interesting flags present) of what Linux writes into /proc/cpuinfo, on x86 and on ARM."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, colon, value = line.partition(":")
         if colon:
             fields.setdefault(key.strip().lower(), value.strip())
     present = set(fields.get("flags", fields.get("features", "")).split())
-    return fields.get("model name") or platform.machine(), tuple(flag for flag in CPU_FLAGS if flag in present)
+    return fields.get("model name", ""), tuple(flag for flag in CPU_FLAGS if flag in present)
 
 
 def _cores() -> int:

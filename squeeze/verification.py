@@ -5,14 +5,16 @@ compression cost is the benchmark's business. A failed check fails the run: noth
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from squeeze.errors import SqueezeError
 from squeeze.report.schema import Check
 from squeeze.tasks import TASKS
 
@@ -35,6 +37,10 @@ GREEDY_EPSILONS = 32
 """The same for weights and sums in 16 bits, in units of the type's epsilon: 0.03 for float16."""
 PAD_SHARE = 3
 """In padded batches the last row keeps one token in three."""
+PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat")
+MESSAGE = 300
+"""Characters of a runtime's message that are kept: it may name every input."""
+Answer = TypeVar("Answer")
 
 
 class VerifySettings(BaseModel):
@@ -62,12 +68,15 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
 
     settings = settings or VerifySettings()
     graph = ir.load(folder / MODEL_FILE)
-    checks = [_check_interface(graph, model), *_check_integers(graph, model), *_check_halves(graph, model)]
+    checks = [_check_interface(graph, model), *_check_integers(graph, model), *_check_input_grids(graph, model)]
+    checks += _check_halves(graph, model)
     in_half = model.half is not None and graph.metadata_props.get(COMPUTES) == model.half.dtype
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
     in_parts = any(node.op_type == "DynamicQuantizeLSTM" for node in graph.graph)
-    session = open_session(folder, "onnxruntime", threads=1 if in_parts else None)
+    session = _run(lambda: open_session(folder, "onnxruntime", threads=1 if in_parts else None))
+    if isinstance(session, Failure):
+        return [*checks, session.check("opens in onnxruntime")]
     try:
         checks += _check_outputs(session, model, settings, rng, in_half)
     finally:
@@ -75,6 +84,31 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     if model.task == "causal-lm" and settings.greedy_tokens:
         checks += _check_greedy(model, folder, settings, rng, in_half)
     return checks
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a runtime raised instead of an answer."""
+
+    error: Exception
+
+    def check(self, name: str) -> Check:
+        """It as a check that failed, with the runtime's own words."""
+        said = " ".join(str(self.error).split()) or "no message"
+        return _check(name, np.inf, 0, f"{type(self.error).__name__}: {said[:MESSAGE]}")
+
+
+def _run(ask: Callable[[], Answer]) -> Answer | Failure:
+    """What the runtime answers. Its own exceptions are of no common class; squeeze's, which say what to mend, pass through.
+
+    Only the runtime is asked in here: an error of the simulation is a bug of ours and keeps its traceback.
+    """
+    try:
+        return ask()
+    except SqueezeError:
+        raise
+    except Exception as error:
+        return Failure(error)
 
 
 def _check(name: str, value: float, limit: float, detail: str) -> Check:
@@ -154,6 +188,59 @@ def _check_halves(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     yield _check(f"{model.half.dtype} tensors missing", len(absent), 0, f"first {absent[0]}" if absent else found)
 
 
+def _check_input_grids(graph: "ir.Model", model: "Model") -> Iterator[Check]:
+    """Scale, zero point and divisor of every input whose rounding is fixed, in the nodes that the integer products read.
+
+    Outputs alone would not tell: a range that is a little off moves them no more than rounding does.
+    """
+    fixed = {name for name, weight in model.integers.items() if weight.inputs is not None or weight.divisor is not None}
+    if not fixed:
+        return
+    places = json.loads(graph.metadata_props.get("squeeze.integers", "[]"))
+    layers = {place["initializer"]: place["layers"] for place in places}
+    differing: list[str] = []
+    seen: set[str] = set()
+    for node in graph.graph.all_nodes():
+        matrix = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else ""
+        for name in layers.get(matrix, ()) if node.op_type in PRODUCTS else ():
+            if name in fixed:
+                seen.add(name)
+                differing += [name] * (not _reads_grid(node, model.integers[name]))
+    wrong = sorted({*differing, *(fixed - seen)})
+    detail = f"first {wrong[0]}" if wrong else f"scales, zero points and divisors of {len(fixed)} layers' inputs"
+    yield _check("input ranges that differ", len(wrong), 0, detail)
+
+
+def _reads_grid(product: "ir.Node", weight: "IntegerWeight") -> bool:
+    """Whether a product's first input was divided and rounded as the artifact says, and is scaled back by the same numbers."""
+    from squeeze.integers import reciprocal
+
+    quantize = product.inputs[0].producer() if product.inputs[0] is not None else None
+    if quantize is None or quantize.op_type != ("DynamicQuantizeLinear" if weight.inputs is None else "QuantizeLinear"):
+        return False
+    if weight.inputs is not None:
+        grid = (np.float32(weight.inputs.scale), np.uint8(weight.inputs.zero_point))
+        static = product.op_type == "MatMulIntegerToFloat"
+        scaled_back = (product.inputs[2], product.inputs[4]) if static and len(product.inputs) > 4 else ()
+        if not scaled_back or [_constant(v) for v in (*quantize.inputs[1:3], *scaled_back)] != [*grid, *grid]:
+            return False
+    if weight.divisor is None:
+        return True
+    divide = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None
+    factors = (
+        [v.const_value.numpy() for v in divide.inputs if v is not None and v.const_value is not None] if divide else []
+    )
+    wanted = reciprocal(weight.divisor).numpy()
+    return divide is not None and divide.op_type == "Mul" and any(np.array_equal(f, wanted) for f in factors)
+
+
+def _constant(value: "ir.Value | None") -> Any:
+    """The one number that an input always is, of its own type; None where it is none."""
+    if value is None or value.const_value is None or value.const_value.size != 1:
+        return None
+    return value.const_value.numpy().reshape(-1)[0]
+
+
 def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerWeight]") -> int:
     """How many zero points in the graph are not the artifact's; where one holds for all, the operator's definition says it."""
     from squeeze.integers import pack
@@ -186,7 +273,10 @@ def _check_outputs(
             name = f"outputs {batch}×{length}{' padded' if padded else ''}"
             inputs = _inputs(model, batch, length, padded, rng)
             expected = call(simulated, model, inputs)
-            found = session.forward({n: inputs[n] for n in model.text_inputs})
+            found = _run(lambda inputs=inputs: session.forward({n: inputs[n] for n in model.text_inputs}))  # type: ignore[misc]
+            if isinstance(found, Failure):
+                yield found.check(name)
+                continue
             if expected.shape != found.shape:
                 yield _check(name, np.inf, FLOAT_TOLERANCE, f"shape {found.shape}, expected {expected.shape}")
                 continue
@@ -248,7 +338,7 @@ def _check_greedy(
     Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
     so the distance is given relative to the spread (standard deviation) of that step's logits.
     """
-    from squeeze.runtimes import default_runtimes, open_session
+    from squeeze.runtimes import default_runtimes
     from squeeze.simulation import simulation
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
@@ -258,11 +348,10 @@ def _check_greedy(
     for runtime in ("onnxruntime-genai", "onnxruntime"):
         if runtime not in default_runtimes(folder):
             continue
-        session = open_session(folder, runtime)
-        try:
-            tokens = session.generate(prompt, count).tokens
-        finally:
-            session.close()
+        tokens = _run(lambda runtime=runtime: _generated(folder, runtime, prompt, count))  # type: ignore[misc]
+        if isinstance(tokens, Failure):
+            yield tokens.check(f"greedy tokens, {runtime}")
+            continue
         ids = np.concatenate([prompt, tokens], axis=1)
         logits = call(simulated, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[
             0, prompt.shape[1] - 1 : -1
@@ -274,6 +363,16 @@ def _check_greedy(
         same = int((logits.argmax(axis=1) == tokens[0]).sum())
         detail = f"{same} of {count} are the artifact's own choice; worst distance to it in standard deviations of the logits"
         yield _check(f"greedy tokens, {runtime}", float(regret.max()), limit, detail)
+
+
+def _generated(folder: Path, runtime: str, prompt: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    from squeeze.runtimes import open_session
+
+    session = open_session(folder, runtime)
+    try:
+        return session.generate(prompt, count).tokens
+    finally:
+        session.close()
 
 
 def _end_tokens(model: "Model") -> list[int]:

@@ -10,18 +10,18 @@ from typing import Any
 from squeeze.artifact import Artifact
 from squeeze.report.schema import Cost
 
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+"""The usual name, then GPT-2's, T5's and DistilBERT's."""
+
 
 def cost(artifact: Artifact) -> Cost:
     """The card of one artifact; figures that its configuration does not tell are None."""
     manifest, config = artifact.manifest, artifact.config
-    hidden, layers = (
-        config.get("hidden_size") or config.get("n_embd"),
-        config.get("num_hidden_layers") or config.get("n_layer"),
-    )
+    hidden, layers = _named(config, HIDDEN), _named(config, LAYERS)
     vocabulary = config.get("vocab_size")
-    known = (
-        isinstance(hidden, int) and isinstance(layers, int) and isinstance(vocabulary, int) and manifest.parameters > 0
-    )
+    known = hidden is not None and layers is not None and isinstance(vocabulary, int) and manifest.parameters > 0
     decodes = manifest.task == "causal-lm"
     tables = _tables(config) if known else 0
     # A tied output matrix is one set of parameters that is both looked up and multiplied with.
@@ -34,7 +34,7 @@ def cost(artifact: Artifact) -> Cost:
         weight_bytes=manifest.weight_bytes,
         read_bytes=round(multiplied * bytes_each) if known else None,
         operations_per_token=2.0 * multiplied if known else None,
-        operations_per_pair=4.0 * int(hidden or 0) * int(layers or 0) if known else None,
+        operations_per_pair=4.0 * _attention_width(config) * int(layers or 0) if known else None,
         cache_bytes_per_token=_cache(config) if known and decodes else None,
         arithmetic="int8" if is_integer(artifact) else "float32",
     )  # fmt: skip
@@ -48,7 +48,7 @@ def is_integer(artifact: Artifact) -> bool:
 
 def _tables(config: dict[str, Any]) -> int:
     """Parameters of all embedding tables."""
-    hidden = int(config.get("embedding_size") or config.get("hidden_size") or config["n_embd"])
+    hidden = int(config.get("embedding_size") or _named(config, HIDDEN) or 0)
     rows = int(config["vocab_size"]) + int(config.get("type_vocab_size") or 0)
     if config.get("model_type") in ("bert", "roberta", "gpt2", "distilbert", "xlm-roberta", "electra", "mpnet"):
         rows += int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
@@ -57,8 +57,18 @@ def _tables(config: dict[str, Any]) -> int:
 
 def _cache(config: dict[str, Any]) -> float:
     """Bytes of keys and values that a token leaves, in float32."""
-    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    heads = _named(config, HEADS) or 1
     groups = int(config.get("num_key_value_heads") or heads)
-    width = int(config.get("head_dim") or int(config.get("hidden_size") or config["n_embd"]) // heads)
-    layers = int(config.get("num_hidden_layers") or config["n_layer"])
-    return 2.0 * 4 * layers * groups * width
+    width = int(config.get("head_dim") or (_named(config, HIDDEN) or 0) // heads)
+    return 2.0 * 4 * (_named(config, LAYERS) or 0) * groups * width
+
+
+def _attention_width(config: dict[str, Any]) -> int:
+    """Numbers in the queries of one token, all heads together: T5's need not be as many as its states have."""
+    each = config.get("d_kv")
+    return each * (_named(config, HEADS) or 1) if isinstance(each, int) else _named(config, HIDDEN) or 0
+
+
+def _named(config: dict[str, Any], names: tuple[str, ...]) -> int | None:
+    """The first of these settings that is there: families spell them apart."""
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)

@@ -96,6 +96,13 @@ def quantize(
             help="Texts left aside, so that `squeeze bench` with the same --data and --evaluate scores others."
         ),
     ] = 200,
+    reduce_range: Annotated[
+        bool, typer.Option(help="Integers within ±64: exact on x86 processors without VNNI too, for one scale per row.")
+    ] = False,
+    curve: Annotated[
+        list[int] | None,
+        typer.Option(help="Also compare copies quantized with so many calibration texts; give it several times."),
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay in float, as names with * and ?.")] = None,
     task: Task = None,
     settings: Annotated[
@@ -127,6 +134,8 @@ def quantize(
             granularity=granularity,
             calibrator=calibrator,
             equalize=equalize,
+            reduce_range=reduce_range,
+            curve=curve or (),
             keep=keep or (),
             data=content["data"] or None,
             progress=say,
@@ -280,6 +289,8 @@ def doctor(json: Json = False) -> None:
 
 
 def _print_artifact(artifact: Any, json: bool) -> None:
+    from squeeze.report.explained import stage_warnings
+
     manifest = artifact.manifest
     if json:
         console.print_json(
@@ -289,11 +300,12 @@ def _print_artifact(artifact: Any, json: bool) -> None:
     rows = [
         ("folder", str(artifact.folder)),
         ("digest", artifact.digest),
-        ("weights", f"{manifest.weight_bytes / 1e6:.1f} MB"),
+        ("weights", console.size_of(manifest)),
     ]
     rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
-    console.table(manifest.name, ("", ""), rows)
+    console.table(manifest.name, ("", ""), [*rows, *(("warning", text) for text in stage_warnings(manifest))])
     if manifest.record is not None and manifest.record.layers:
+        console.print_curve(manifest)
         console.print_layers(manifest.record, artifact.folder)
 
 

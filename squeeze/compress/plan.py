@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from squeeze.compress.layers import output_matrices, weights
 from squeeze.errors import QuantizeError, nearest
-from squeeze.integers import Grid, IntegerWeight, round_to_nearest
+from squeeze.integers import REDUCED, Grid, IntegerWeight, round_to_nearest
 from squeeze.recurrent import kernel_groups
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Plan:
         grid = self.own_grid
         return round_to_nearest(
             weight, self.block_size, unsigned=grid.unsigned, transposed=self.transposed, bits=grid.bits,
-            symmetric=grid.symmetric, whole=self.whole,
+            symmetric=grid.symmetric, whole=self.whole, reach=grid.reach,
         )  # fmt: skip
 
     @property
@@ -59,7 +59,8 @@ class Plan:
             return self.note
         kind = "" if self.grid.symmetric else " and zero point"
         share = "matrix" if self.whole else "row" if self.block_size is None else f"{self.block_size} weights"
-        return f"{self.grid.bits} bits, one scale{kind} per {share}"
+        within = "" if self.grid.reach is None else f" within ±{self.grid.reach}"
+        return f"{self.grid.bits} bits{within}, one scale{kind} per {share}"
 
 
 def make_plans(network: nn.Module, stage: "QuantizeStage", layout: "Layout") -> dict[str, Plan]:
@@ -70,6 +71,7 @@ def make_plans(network: nn.Module, stage: "QuantizeStage", layout: "Layout") -> 
     unmatched = set(stage.keep)
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     outputs = output_matrices(network)
+    reach = REDUCED if stage.reduce_range else None
     for name, weight, transposed, reason in weights(network):
         kept = [
             pattern
@@ -81,7 +83,7 @@ def make_plans(network: nn.Module, stage: "QuantizeStage", layout: "Layout") -> 
             plans[name] = Plan(weight, transposed, f"kept in float: keep {kept[0]!r}" if kept else reason)
             continue
         if name in recurrent:  # in every scheme: the one kernel there is takes nothing else
-            grid = Grid(8, symmetric=True, unsigned=False)
+            grid = Grid(8, symmetric=True, unsigned=False, reach=reach)
             plans[name] = Plan(weight, transposed, "", None, grid, stage.granularity == "tensor")
             continue
         # Tables and the output matrix decide more than they weigh, and the kernel that looks rows up reads 8-bit blocks.
@@ -93,13 +95,20 @@ def make_plans(network: nn.Module, stage: "QuantizeStage", layout: "Layout") -> 
         columns = weight.shape[0] if transposed else weight.shape[1]
         by_block = bool(layout.block_size) or (is_end and layout.block_ends)
         block = (chosen or best_block(columns, largest)) if by_block else None
-        grid = Grid(bits, symmetric, layout.unsigned or by_block)
+        # Where a table is only looked up, nothing is summed; in blocks, the kernel sums without cutting off.
+        is_product = block is None and (id(weight) not in tables or name in outputs)
+        grid = Grid(bits, symmetric, layout.unsigned or by_block, reach if is_product else None)
         plans[name] = Plan(weight, transposed, "", block, grid, stage.granularity == "tensor" and block is None)
     for group in groups:
         floats = [name for name in group if plans[name].note]
         for name in group if floats else ():
             note = plans[name].note or f"kept in float with {floats[0]}: one kernel takes both"
             plans[name] = Plan(plans[name].weight, plans[name].transposed, note)
+    if stage.reduce_range and not any(plan.grid is not None and plan.grid.reach for plan in plans.values()):
+        raise QuantizeError(
+            f"reduce_range is for products with one scale per row; {stage.scheme} has none here, and its blocks are summed exactly "
+            "on every processor. Drop it."
+        )
     if unmatched:
         names = [name.removesuffix(".weight") for name in plans]
         raise QuantizeError(

@@ -51,7 +51,9 @@ class QatStage(BaseModel):
         default=True, description="let the ranges of inputs learn, where they are fixed (int8-static)"
     )
     range_rate: float = Field(
-        default=3e-3, gt=0, description="highest rate of the logarithms of those ranges: a step changes a range by about this share"
+        default=3e-3,
+        gt=0,
+        description="highest rate of the logarithms of those ranges: a step changes a range by about this share",
     )
     clip: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
     seed: int = Field(default=0, ge=0, description="order of the batches")
@@ -60,6 +62,11 @@ class QatStage(BaseModel):
     def scheme(self) -> str:
         """For progress: what the stage is about."""
         return f"{self.epochs} epochs"
+
+    @property
+    def progress_noun(self) -> str:
+        """For progress: what is counted."""
+        return "step"
 
     @property
     def needs_data(self) -> bool:
@@ -219,7 +226,7 @@ def _integers(weight: "Tensor", integer: "IntegerWeight") -> "Tensor":
     zero = integer.zero_point
     symmetric = isinstance(zero, int)
     wide = integer.wide(integer.scale)
-    low, high = Grid(integer.bits, symmetric, integer.integers.dtype == torch.uint8).bounds
+    low, high = Grid(integer.bits, symmetric, integer.integers.dtype == torch.uint8, integer.reach).bounds
     shift = zero if isinstance(zero, int) else integer.wide(zero).float()
     return (torch.round(rows / wide) + shift).clamp(low, high)
 

@@ -9,7 +9,7 @@ Rejected: letting ONNX Runtime's own quantizer choose integers at export, which 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -74,6 +74,15 @@ class QuantizeStage(BaseModel):
         default=False,
         description="give each channel the same range where it is made and where it is read, before all else; needs no data",
     )
+    reduce_range: bool = Field(
+        default=False,
+        description="integers within ±64 for products with one scale per row: exact on x86 processors without VNNI too",
+    )
+    curve: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="counts of calibration texts to compare, such as [4, 16, 64]: copies quantized with so many, their answers' "
+        "distance from float on calibration texts beyond the largest count",
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
     mixed: MixedSettings | None = Field(
         default=None, description="keep the layers that matter most in a better precision, from the calibration split"
@@ -104,6 +113,21 @@ class QuantizeStage(BaseModel):
             raise ValueError(f"{unread[0]} is for integers; {self.scheme} casts weights and reads only keep. Drop it")
         return self
 
+    @model_validator(mode="after")
+    def _curve_means_something(self) -> "QuantizeStage":
+        if list(self.curve) != sorted(set(self.curve)):
+            raise ValueError(f"curve {list(self.curve)} does not rise. Give each count once, the smallest first")
+        if self.curve and not self.needs_data:
+            raise ValueError(
+                f"curve compares calibration texts, which scheme {self.scheme} with method {self.method} reads none of. Drop it"
+            )
+        return self
+
+    @property
+    def progress_noun(self) -> str:
+        """For progress: what is counted."""
+        return "block"
+
     @property
     def needs_data(self) -> bool:
         """Whether the calibration split decides the result."""
@@ -133,6 +157,8 @@ def quantize_model(
     """
     if model.integers or model.half:
         raise QuantizeError(f"{model.source} is already quantized. Start from the float artifact it was made from.")
+    from squeeze.compress.advice import advise
+    from squeeze.compress.curve import calibration_curve
     from squeeze.compress.plan import make_plans
 
     layout = SCHEMES[stage.scheme].layout(model.task)
@@ -153,6 +179,8 @@ def quantize_model(
         raise QuantizeError(
             f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize."
         )
+    warned = advise(model, stage, layout, plans)
+    curve = calibration_curve(model, stage, calibration, done) if stage.curve else ()
     notes, folded = _smoothed(model, stage, layout, calibration)
     mixture = None
     if stage.mixed is not None:
@@ -168,7 +196,7 @@ def quantize_model(
         rows, notes = mixture.annotated(rows), (*notes, *mixture.outcome(model))
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
-        layers=tuple(rows), notes=(*equalized, *notes, _summary(model, rows)),
+        layers=tuple(rows), notes=(*equalized, *notes, _summary(model, rows)), warnings=warned, curve=curve,
     )  # fmt: skip
 
 

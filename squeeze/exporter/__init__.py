@@ -52,7 +52,7 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
         raise ExportError(
             f"onnxruntime-genai's builder does not know {genai.architecture(model)}. Use export.graph: dynamo or auto."
         )
-    by_builder = settings.graph == "genai" or (settings.graph == "auto" and genai.knows(model))
+    by_builder = is_by_builder(model, settings)
     with genai.built(model, folder) if by_builder else trace.traced(model, settings.opset) as graph:
         notes = ["graph by onnxruntime-genai's model builder" if by_builder else "graph by torch's dynamo exporter"]
         passes.clear_metadata(graph)
@@ -77,6 +77,13 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
     return tuple(notes)
 
 
+def is_by_builder(model: "Model", settings: ExportSettings) -> bool:
+    """Whether onnxruntime-genai's builder makes the graph, and not torch's exporter."""
+    from squeeze.exporter import genai
+
+    return settings.graph == "genai" or (settings.graph == "auto" and genai.knows(model))
+
+
 def save_graph(graph: "ir.Model", folder: Path) -> None:
     """Write model.onnx, with model.onnx.data beside it where the weights are large."""
     import onnx_ir as ir
@@ -88,4 +95,4 @@ def save_graph(graph: "ir.Model", folder: Path) -> None:
     ir.save(graph, folder / MODEL_FILE, external_data=external, size_threshold_bytes=1024)
 
 
-__all__ = ["DATA_FILE", "MODEL_FILE", "ExportSettings", "export_onnx", "save_graph"]
+__all__ = ["DATA_FILE", "MODEL_FILE", "ExportSettings", "export_onnx", "is_by_builder", "save_graph"]

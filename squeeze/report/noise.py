@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from squeeze.report import stats
+from squeeze.report.explained import stage_warnings
 from squeeze.report.floor import floors
 from squeeze.report.schema import Measurement, Report
 from squeeze.report.summary import label
@@ -28,7 +29,13 @@ TIMED = ("latency", "set_time", "time_per_output_token", "time_to_first_token")
 
 def warnings(report: Report) -> list[str]:
     """Sentences, each with what to do; none for a quiet run."""
-    return [*_surroundings(report), *_below_floor(report), *(text for m in report.measurements for text in _of(m))]
+    chosen = (f"{m.name}: {text}" for m in report.manifests for text in stage_warnings(m))
+    return [
+        *chosen,
+        *_surroundings(report),
+        *_below_floor(report),
+        *(text for m in report.measurements for text in _of(m)),
+    ]
 
 
 def _surroundings(report: Report) -> Iterator[str]:

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from squeeze.report import charts
+from squeeze.report.explained import curve_table, size_row
 from squeeze.report.floor import COST_COLUMNS, FLOOR_COLUMNS, cost_rows, floors
 from squeeze.report.headline import headline
 from squeeze.report.noise import warnings
@@ -62,6 +63,7 @@ def _body(report: Report) -> str:
         stages=[(m.name, m.record, charts.layer_chart(m.record.layers)) for m in report.manifests if m.record],
         warnings=warnings(report), floors=floors(report), floor_columns=FLOOR_COLUMNS,
         costs=cost_rows(report.costs), cost_columns=COST_COLUMNS, profiles=[t for p in report.profiles for t in profile_tables(p)],
+        sizes={m.name: size_row(m) for m in report.manifests}, curve_table=curve_table,
         largest=max((m.weight_bytes for m in report.manifests), default=0) or 1,
     )  # fmt: skip
 

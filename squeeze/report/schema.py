@@ -25,6 +25,7 @@ from pydantic import (
 
 from squeeze.errors import ReportError
 from squeeze.provenance import Digest, Environment, digest_json
+from squeeze.report.explained import CurvePoint
 
 SCHEMA_VERSION = 2
 """2 (November 2026): load tests, child processes, ceilings, costs and profiles. Reports of version 1 are read as they are."""
@@ -68,6 +69,11 @@ class StageRecord(Record):
     seconds: FiniteFloat
     layers: tuple[LayerRow, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """What is known to be bad about this choice, on the machine that made it, each with its remedy."""
+    curve: tuple[CurvePoint, ...] = ()
+    predicted_bytes: int | None = None
+    """Of the artifact's weight files, computed before they were written; the manifest's `weight_bytes` is what came out."""
 
 
 class FileEntry(Record):
@@ -121,7 +127,8 @@ class Manifest(Record):
         Left out: when, where and how fast it was made, and every field that has its default, so that a field added by
         a later schema does not change the digests that older children hold of their parents.
         """
-        left_out: dict[str, Any] = {"schema_version": True, "environment": True, "created": True, "record": {"seconds"}}
+        told = {"seconds", "warnings", "curve", "predicted_bytes"}
+        left_out: dict[str, Any] = {"schema_version": True, "environment": True, "created": True, "record": told}
         return digest_json(self.model_dump(mode="json", exclude=left_out, exclude_defaults=True))
 
 
