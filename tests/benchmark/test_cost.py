@@ -48,7 +48,11 @@ def test_families_that_name_their_sizes_otherwise_have_a_card_too(
     """All are 64 wide with 2 layers and 4 heads of 16."""
     artifact = keep_source(ModelSettings(path=str(request.getfixturevalue(family))), task, tmp_path / "0-source")
     card, config = cost(artifact), artifact.config
-    rows = {"causal-lm": 128, "text-classification": config["vocab_size"] + 64, "feature-extraction": config["vocab_size"]}
+    rows = {
+        "causal-lm": 128,
+        "text-classification": config["vocab_size"] + 64,
+        "feature-extraction": config["vocab_size"],
+    }
     assert card.operations_per_token == 2 * (artifact.manifest.parameters - 64 * rows[task])
     assert card.operations_per_pair == 4 * 64 * 2
     assert card.read_bytes is not None
