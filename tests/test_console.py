@@ -16,8 +16,11 @@ import pytest
 from squeeze import console
 from squeeze.inspection import Inspection, Link
 from squeeze.provenance import digest_bytes
+from squeeze.report.explained import CurvePoint
 from squeeze.report.headline import headline
+from squeeze.report.page import render_page
 from squeeze.report.schema import ArtifactChecks, Check, LayerRow, Report, StageRecord, read_report
+from squeeze.report.text import MINUS
 
 GOLDEN = Path(__file__).parent / "report" / "golden" / "schema-1.json"
 HOSTILE = "[red]x[/red] \x1b[31mred\x1b[0m \u202egpj.exe \x07"
@@ -160,6 +163,41 @@ def test_a_stage_shows_what_stayed_in_float_and_what_lost_most(open_stream: Open
     assert "head kept in float: a head with 3 outputs" in text
     assert text.index("gptq 17.2 dB; 8 bits") < text.index("layer.0 40.0 dB") < text.index("layer.3 43.0 dB")
     assert "layer.4" not in text
+
+
+def explained(golden: Report) -> Report:
+    """The golden report with what a later squeeze says of its stage."""
+    first, second, *rest = golden.manifests
+    assert second.record is not None
+    points = tuple(CurvePoint(texts=n, held_out=64, sqnr_db=20.0 + n, kl=0.1 / n, same=0.5) for n in (4, 16))
+    told = {"curve": points, "predicted_bytes": 2 * second.weight_bytes, "warnings": ("a bad choice. Drop it (log)",)}
+    manifest = second.model_copy(update={"record": second.record.model_copy(update=told)})
+    return golden.model_copy(update={"manifests": (first, manifest, *rest)})
+
+
+def test_a_report_of_before_has_no_sizes_and_no_curve_and_one_of_now_has_both(
+    golden: Report, open_stream: Open
+) -> None:
+    out = open_stream()
+    console.print_report(golden)
+    assert "as they came out" not in out.text
+    out = open_stream()
+    console.print_report(explained(golden))
+    text = words(out.text)
+    assert "1-quantize: error with more calibration texts, on 64 others" in text
+    assert "4 24.0 dB 0.0250 nats 50.00 % 16 36.0 dB 0.00625 nats 50.00 %" in text
+    assert "cosine" not in text.partition("error with more calibration texts")[2].partition("36.0 dB")[0]
+    assert f"{MINUS}50.00 %" in text
+    assert "warning: 1-quantize: a bad choice. Drop it (log)" in text
+    assert "were computed beforehand" in text
+
+
+def test_the_page_shows_the_curve_and_the_predicted_size(golden: Report) -> None:
+    page = render_page(explained(golden)).replace("\u00a0", " ")
+    assert "answers of copies quantized with so many" in page
+    assert "0.00625 nats" in page
+    assert "50.00 % less" in page
+    assert "answers of copies quantized" not in render_page(golden)
 
 
 def test_away_from_a_terminal_there_is_not_one_escape_sequence(golden: Report, open_stream: Open) -> None:

@@ -99,6 +99,13 @@ def test_a_quota_below_the_cores_warns_and_names_the_threads_to_ask_for() -> Non
     assert "bench.threads=1 " in doctor.check_cores(4, 8, 4, 0.5).advice
 
 
+def test_more_threads_than_physical_cores_warn_and_name_both() -> None:
+    found = doctor.check_cores(8, 8, 4, None)
+    assert (found.level, found.value) == ("warn", "8 of 8 (4 physical)")
+    assert "takes 4, one for each physical core" in found.advice
+    assert "bench.threads=4 " in found.advice
+
+
 def test_memory_is_what_is_free_within_the_limit() -> None:
     assert doctor.check_memory(8 * GIB, 20 * GIB) == Finding("memory", "8.0 GiB free of 8.0 GiB", "ok")
     scarce = doctor.check_memory(2 * GIB, 20 * GIB)

@@ -163,6 +163,15 @@ def test_an_already_quantized_checkpoint_is_recognised(broken: Path) -> None:
         load_model(broken)
 
 
+def test_a_value_that_the_config_class_refuses_is_named(broken: Path) -> None:
+    config = json.loads((broken / "config.json").read_text("utf-8"))
+    (broken / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}), "utf-8")
+    with pytest.raises(
+        ModelError, match=r"config\.json is not what its class takes: .*hidden_size.*Correct that value\."
+    ):
+        load_model(broken)
+
+
 def test_an_adapter_is_not_taken_for_a_model(broken: Path) -> None:
     (broken / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="LoRA adapter"):

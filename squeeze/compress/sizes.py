@@ -77,7 +77,8 @@ def _safetensors(entries: list[Entry]) -> int:
     """A file's length: 8 bytes, a JSON table filled up to a multiple of 8, the numbers."""
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, kind, shape, size in entries:
+    # In the file's own order, widest types first, then by name: offsets are written out in digits.
+    for name, kind, shape, size in sorted(entries, key=lambda entry: (entry[1] != "F32", entry[1] != "I8", entry[0])):
         table[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
         end += size
     header = len(json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode())

@@ -8,7 +8,6 @@ Rejected: a database (a report is one file that a colleague can be sent), and da
 """
 
 import json
-import os
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -26,6 +25,8 @@ from pydantic import (
 from squeeze.errors import ReportError
 from squeeze.provenance import Digest, Environment, digest_json
 from squeeze.report.explained import CurvePoint
+from squeeze.report.files import sync as sync
+from squeeze.report.files import write_atomically as write_atomically
 
 SCHEMA_VERSION = 2
 """2 (November 2026): load tests, child processes, ceilings, costs and profiles. Reports of version 1 are read as they are."""
@@ -429,29 +430,3 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in fault["loc"])
     return f"{where}: {fault['msg']}" if where else fault["msg"]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by way of a sibling `<name>.tmp-<pid>`: fsync the content, rename, fsync the folder. Raises
-    OSError.
-    """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk: a rename is only safe after what it renames is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -38,6 +38,27 @@ def test_an_encoder_does_not_multiply_with_its_tables(tiny_bert_folder: Path, tm
     assert card.read_bytes < card.weight_bytes
 
 
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [("tiny_t5_folder", "feature-extraction"), ("tiny_distilbert_folder", "text-classification"), ("tiny_gpt2_folder", "causal-lm")],
+)  # fmt: skip
+def test_families_that_name_their_sizes_otherwise_have_a_card_too(
+    family: str, task: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """All are 64 wide with 2 layers and 4 heads of 16."""
+    artifact = keep_source(ModelSettings(path=str(request.getfixturevalue(family))), task, tmp_path / "0-source")
+    card, config = cost(artifact), artifact.config
+    rows = {
+        "causal-lm": 128,
+        "text-classification": config["vocab_size"] + 64,
+        "feature-extraction": config["vocab_size"],
+    }
+    assert card.operations_per_token == 2 * (artifact.manifest.parameters - 64 * rows[task])
+    assert card.operations_per_pair == 4 * 64 * 2
+    assert card.read_bytes is not None
+    assert card.cache_bytes_per_token == (2 * 4 * 2 * 64 if task == "causal-lm" else None)
+
+
 def test_a_download_is_smaller_than_what_it_becomes_and_random_weights_hardly_shrink(
     tiny_bert_folder: Path, tmp_path: Path
 ) -> None:

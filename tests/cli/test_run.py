@@ -216,3 +216,21 @@ def test_what_describes_squeeze_is_one_json_document(squeeze: Squeeze, command: 
     done = squeeze(*words, where=tmp_path)
     assert done.returncode == 0, done.stdout
     assert json.loads(done.stdout)
+
+
+def test_quantize_takes_a_curve_and_a_reduced_range_and_tells_what_it_predicted(
+    squeeze: Squeeze, tiny_bert_folder: Path, tmp_path: Path
+) -> None:
+    rows = "\n".join(["text,label", *(f"the cat number {n} sat on the mat,{n % 3}" for n in range(40))])
+    (tmp_path / "texts.csv").write_text(rows, "utf-8")
+    done = squeeze(
+        "quantize", tiny_bert_folder, "--out", "run", "--scheme", "int8-static", "--data", "texts.csv", "--evaluate", 4,
+        "--calibration", 24, "--set", "data.label_column=label", "--set", "data.max_length=16", "--reduce-range", "--curve", 2,
+        "--curve", 16, where=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "as predicted" in done.stdout
+    assert "error with more calibration texts, on 8 others" in done.stdout
+    record = json.loads((tmp_path / "run" / "1-quantize" / "squeeze.json").read_text("utf-8"))["record"]
+    assert [point["texts"] for point in record["curve"]] == [2, 16]
+    assert record["settings"]["reduce_range"] is True

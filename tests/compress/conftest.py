@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location("report_conftest", Path(__file__).parent.parent / "report" / "conftest.py")
+_SPEC = importlib.util.spec_from_file_location(
+    "report_conftest", Path(__file__).parent.parent / "report" / "conftest.py"
+)
 
 
 @pytest.fixture

@@ -54,14 +54,20 @@ CASES: list[tuple[Machine, str, dict[str, Any], list[str]]] = [
     (ZEN4, "bert", {"scheme": "int8-static", "calibrator": "percentile"}, []),
     (ZEN4, "llama", {"scheme": "int4-weight"}, ["rounded to four bits"]),
     (ZEN4, "gguf", {"scheme": "int4-weight", "method": "gptq", "block_size": 32}, ["source grid"]),
-    (ZEN4, "gguf", {"scheme": "int4-weight", "method": "gptq"}, []),
+    (ZEN4, "gguf", {"scheme": "int4-weight", "method": "gptq"}, ["source grid"]),
+    (ZEN4, "gguf", {"scheme": "int4-weight", "method": "gptq", "symmetric": True}, []),
+    (ZEN4, "gguf", {"scheme": "int4-weight", "method": "gptq", "block_size": 128}, []),
     (ZEN4, "gguf", {"scheme": "int8", "block_size": 32}, []),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def models(tiny_bert_folder: Path, tiny_llama_folder: Path) -> dict[str, Model]:
-    found = {"bert": load_model(tiny_bert_folder), "llama": load_model(tiny_llama_folder), "gguf": load_model(tiny_llama_folder)}
+    found = {
+        "bert": load_model(tiny_bert_folder),
+        "llama": load_model(tiny_llama_folder),
+        "gguf": load_model(tiny_llama_folder),
+    }
     found["gguf"].source = "somewhere/model-Q4_0.gguf"
     return found  # fmt: skip
 
@@ -85,13 +91,42 @@ def test_every_rule_is_tried_above_and_names_what_it_is_known_from() -> None:
     assert all(rule.source and rule.remedy and rule.warning[-1] != "." for rule in RULES)
 
 
-def test_a_gguf_file_behind_an_asset_name_is_known() -> None:
-    assert advice.is_gguf("asset:smollm2-135m-instruct")
-    assert not advice.is_gguf("asset:all-minilm-l6-v2")
+def test_a_file_of_another_grid_is_not_taken_for_q4_0() -> None:
+    assert advice.is_q4_0("models/Some-Model.q4_0.gguf")
+    assert not advice.is_q4_0("models/Some-Model.Q8_0.gguf")
+    assert not advice.is_q4_0("asset:smollm2-135m-instruct")  # Q4_1
+    assert not advice.is_q4_0("models/q4_0")
+
+
+def test_zero_points_hit_q4_0s_grid_and_neither_q4_1s_nor_symmetric_blocks_do() -> None:
+    """The figures in the rule, on Gaussian weights: dB won by having been on the file's grid before."""
+    import torch
+    from gguf import GGMLQuantizationType, quants
+
+    from squeeze.integers import round_to_nearest, sqnr_db
+
+    def noise(weight: torch.Tensor, block: int, symmetric: bool) -> float:
+        integer = round_to_nearest(weight, block, unsigned=True, bits=4, symmetric=symmetric)
+        return sqnr_db(weight, integer.dequantize()) or 0.0
+
+    plain = torch.randn(576, 576, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1):
+        stored = torch.tensor(quants.dequantize(quants.quantize(plain.numpy(), kind), kind))
+        for block, symmetric in ((32, False), (64, False), (32, True)):
+            found[kind.name, block, symmetric] = noise(stored, block, symmetric) - noise(plain, block, symmetric)
+    assert found["Q4_0", 32, False] == pytest.approx(3.6, abs=0.1)
+    assert found["Q4_0", 64, False] == pytest.approx(2.3, abs=0.1)
+    assert abs(found["Q4_0", 32, True]) < 0.3
+    assert all(abs(won) < 0.3 for (kind, *_), won in found.items() if kind == "Q4_1")
 
 
 def test_without_vnni_the_warning_stands_in_the_output_the_json_the_report_and_the_page(
-    tiny_bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Any
+    tiny_bert_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make: Any,
 ) -> None:
     monkeypatch.setattr(Machine, "here", classmethod(lambda cls: HASWELL))
     artifact = api.quantize(tiny_bert_folder, tmp_path / "run")

@@ -73,7 +73,9 @@ def test_a_curve_that_means_nothing_is_refused(settings: dict[str, Any], message
 
 def test_texts_must_be_left_to_compare_on(tiny_bert_folder: Path) -> None:
     stage = QuantizeStage(scheme="int8-static", curve=(4, 16))
-    with pytest.raises(QuantizeError, match=r"beyond the largest count, 16, and there are 16\. Set .*calibration to 80"):
+    with pytest.raises(
+        QuantizeError, match=r"beyond the largest count, 16, and there are 16\. Set .*calibration to 80"
+    ):
         stage.apply(load_model(tiny_bert_folder), texts(16))
     bare = [{name: array for name, array in batch.items() if name != "index"} for batch in texts(24)]
     with pytest.raises(QuantizeError, match='Give batches with an "index"'):

@@ -46,6 +46,32 @@ def distance(model: Model, teacher: Model) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
+def test_progress_counts_blocks_where_it_walks_and_steps_where_it_trains(
+    tiny_bert_folder: Path, tmp_path: Path
+) -> None:
+    from squeeze.api import run
+    from squeeze.recipe import Recipe
+
+    rows = "\n".join(["text,label", *(f"the cat number {n} sat on the mat,{n % 3}" for n in range(40))])
+    (tmp_path / "texts.csv").write_text(rows, "utf-8")
+    data = {
+        "path": str(tmp_path / "texts.csv"), "label_column": "label", "max_length": 16,
+        "splits": {"evaluate": 4, "calibration": 8, "train": 16},
+    }  # fmt: skip
+    recipe = Recipe.model_validate(
+        {
+            "name": "steps", "model": {"path": str(tiny_bert_folder)}, "task": "text-classification", "data": data,
+            "stages": [{"kind": "quantize", "scheme": "int8-static"}, {"kind": "qat", "batch": 8}],
+        }
+    )  # fmt: skip
+    said: list[str] = []
+    run(recipe, tmp_path / "run", progress=lambda text, done, total: said.append(text))
+    assert [text for text in said if " of " in text] == [
+        "quantize int8-static: block 1 of 2", "quantize int8-static: block 2 of 2",
+        "qat 1 epochs: step 1 of 2", "qat 1 epochs: step 2 of 2",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("scheme", "settings", "rate"), SCHEMES)
 @pytest.mark.parametrize("family", ["tiny_bert_folder", "tiny_llama_folder", "tiny_gpt2_folder"])
 def test_it_comes_nearer_to_the_teacher_and_leaves_integers(
