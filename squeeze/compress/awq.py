@@ -84,10 +84,11 @@ class Scaler:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done, in words."""
-        scaled = f"AWQ scaled the inputs of {len(self.alphas)} groups of layers"
-        notes = [
-            f"{scaled}, α from {min(self.alphas):.2f} to {max(self.alphas):.2f}, in the middle {median(self.alphas):.2f}"
-        ]
+        notes = ["AWQ scaled nothing: all layers that could be are kept in float"]
+        if self.alphas:
+            low, middle, high = min(self.alphas), median(self.alphas), max(self.alphas)
+            count = f"AWQ scaled the inputs of {len(self.alphas)} groups of layers"
+            notes = [f"{count}, α from {low:.2f} to {high:.2f}, in the middle {middle:.2f}"]
         if self.unlinked:
             listed = ", ".join(f"{count} {name}" for name, count in self.unlinked.items())
             notes.append(f"nothing before these layers takes a scale, so that they were not scaled: {listed}")

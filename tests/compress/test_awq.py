@@ -117,6 +117,11 @@ def test_layers_that_nothing_can_be_folded_into_are_named(tiny_bert_folder: Path
     assert "α = " in said["output.dense.weight"] or "α = " in said["attention.output.dense.weight"]
 
 
+def test_layers_kept_in_float_are_not_scaled_and_it_is_said(tiny_bert_folder: Path) -> None:
+    stage = QuantizeStage(scheme="int4-weight", method="awq", keep=("*attention.output.dense",))
+    assert "AWQ scaled nothing" in stage.apply(load_model(tiny_bert_folder), BATCHES).notes[0]
+
+
 def test_a_network_where_nothing_can_be_folded_is_refused(tiny_llama_folder: Path) -> None:
     model = load_model(tiny_llama_folder)
     for module in model.network.modules():
