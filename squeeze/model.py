@@ -346,7 +346,7 @@ def save_model(model: Model, folder: Path) -> None:
         with quiet_transformers(), as_stored(model.network, model.half):
             model.network.save_pretrained(folder)  # type: ignore[operator]
             if model.half is not None:
-                model.network.config.dtype = model.half.config_dtype  # type: ignore[union-attr, assignment]
+                model.network.config.dtype = model.half.config_dtype  # type: ignore[assignment]
                 model.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
     else:
         from safetensors.torch import save_model as save_tensors

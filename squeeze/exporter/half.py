@@ -44,6 +44,10 @@ COUNTS = frozenset(["ArgMax", "ArgMin", "NonZero", "Shape", "Size"])
 NEVER = 1e30
 """A constant beyond this stands for minus infinity in a mask; in float16 it becomes the largest number, so that a row of nothing
 else has a softmax."""
+SHORT = 1 << 16
+"""Vectors are looked for in tensors of up to this many numbers."""
+FEW_ROWS = 16
+"""A table may be folded to the one row that is read, of its first so many: a token type."""
 COMPUTES = "squeeze.computes"
 """Key of the graph's metadata: the type that its products compute in."""
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
@@ -163,11 +167,11 @@ class Halver:
         if value not in self._narrow:
             number = self._array(value).astype(self.dtype.numpy())
             keeps_name = not _is_scalar(value)
-            name = f"{value.name}" if keeps_name else f"{value.name}.{self.half.dtype}"
+            name = str(value.name) if keeps_name else f"{value.name}.{self.half.dtype}"
             tensor = ir.Tensor(np.ascontiguousarray(number), name=name)
             new = ir.Value(name=name, shape=ir.Shape(number.shape), type=ir.TensorType(self.dtype), const_value=tensor)
             if keeps_name and value.name in self.graph.initializers:
-                self.graph.initializers.pop(value.name)
+                self.graph.initializers.pop(name)
                 value.name = f"{name}.float32"
                 self.graph.register_initializer(value)
             self.graph.register_initializer(new)
@@ -275,28 +279,35 @@ def missing_halves(model: ir.Model, network: nn.Module, half: Half) -> list[str]
     type_ = FLOAT16 if half.dtype == "float16" else BFLOAT16
     values = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     arrays = [tensor.numpy().view(np.uint16) for tensor in values if tensor.dtype == type_]
+    short = b"".join(array.tobytes() for array in arrays if array.size <= SHORT)
+    owners = {id(p): module for module in network.modules() for p in module.parameters(recurse=False)}
+    pieces = {name: _pieces(parameter, owners[id(parameter)], half) for name, parameter in half.tensors(network)}
+    wanted = {piece[0].tobytes() for found in pieces.values() for piece in found if piece.ndim == 2}
     rows: dict[bytes, list[tuple[NDArray[np.uint16], int]]] = {}
     for array in arrays:
         matrix = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array[None]
         for turned in (matrix, np.ascontiguousarray(matrix.T)):
             for number, row in enumerate(turned):
-                rows.setdefault(row.tobytes(), []).append((turned, number))
-    flat = b"".join(array.tobytes() for array in arrays)
+                if (key := row.tobytes()) in wanted:
+                    rows.setdefault(key, []).append((turned, number))
 
-    def found(bits: NDArray[np.uint16]) -> bool:
+    def is_there(bits: NDArray[np.uint16]) -> bool:
         if bits.ndim != 2:
-            return bits.tobytes() in flat
+            return bits.tobytes() in short
         places = rows.get(bits[0].tobytes(), ())
         return any(np.array_equal(matrix[start : start + len(bits)], bits) for matrix, start in places)
 
     missing = []
-    owners = {id(p): module for module in network.modules() for p in module.parameters(recurse=False)}
     for name, parameter in half.tensors(network):
-        bits = parameter.detach().to(half.torch_dtype).view(torch.int16).numpy().view(np.uint16)
-        owner = owners[id(parameter)]
-        gates = {"LSTM": 4, "GRU": 3}.get(owner.mode, 1) if isinstance(owner, nn.RNNBase) else 1
-        whole = all(found(np.ascontiguousarray(gate)) for gate in np.split(bits, gates))
-        one_row = isinstance(owner, nn.Embedding) and any(row.tobytes() in flat for row in bits)
-        if not whole and not one_row:
+        table = isinstance(owners[id(parameter)], nn.Embedding)
+        one_row = table and any(row.tobytes() in short for row in pieces[name][0][:FEW_ROWS])
+        if not one_row and not all(map(is_there, pieces[name])):
             missing.append(name)
     return missing
+
+
+def _pieces(parameter: torch.Tensor, owner: nn.Module, half: Half) -> list[NDArray[np.uint16]]:
+    """The 16 bits of a parameter, gate by gate where it has gates."""
+    bits = parameter.detach().to(half.torch_dtype).view(torch.int16).numpy().view(np.uint16)
+    gates = {"LSTM": 4, "GRU": 3}.get(owner.mode, 1) if isinstance(owner, nn.RNNBase) else 1
+    return [np.ascontiguousarray(gate) for gate in np.split(bits, gates)]

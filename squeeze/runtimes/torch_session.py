@@ -13,7 +13,10 @@ from squeeze.runtimes.session import Batch, Generation, timed_generation
 
 
 class TorchSession:
-    """PyTorch eager: the source, or a quantized artifact simulated with its activations rounded as its scheme says."""
+    """PyTorch eager: the source, or a quantized artifact simulated with its activations rounded as its scheme says.
+
+    One whose weights are all in 16 bits computes in them on a GPU, and in float32 on the CPU, which would be slow in 16 bits.
+    """
 
     runtime = "torch"
     takes_dtype = True
@@ -29,6 +32,8 @@ class TorchSession:
         self.device, self.threads, self._torch, self._answer = device, threads, torch, answer
         model = load_model(folder)
         simulate_activations(model)
+        if dtype is None and device == "cuda" and model.half is not None and not model.half.kept:
+            dtype = model.half.dtype
         self._network: Any = model.network.to(device, None if dtype is None else getattr(torch, dtype))
         self._task, self._text_inputs = model.task, model.text_inputs
         self._cached = model.factory is None
