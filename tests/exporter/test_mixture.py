@@ -40,7 +40,6 @@ def mixed(folder: Path, scheme: str, keep: tuple[str, ...], eight: tuple[str, ..
     [
         ("int4-weight", (), ("v_proj", "up_proj", "1.self_attn.q_proj")),
         ("int4-weight", ("*.k_proj", "*.gate_proj"), ("v_proj",)),
-        ("int8-weight", ("*.1.*.v_proj", "*.0.*.q_proj"), ()),
         ("int8-static", ("*.1.*.v_proj", "*.0.*.q_proj", "*.0.*.down_proj"), ()),
     ],
 )
