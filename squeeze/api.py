@@ -33,14 +33,14 @@ def quantize(
     model: str | Path, out: str | Path | None = None, *, scheme: str = "int8", method: str = "round", block_size: int | None = None,
     symmetric: bool | None = None, smooth_alpha: float | None = None, granularity: str | None = None, calibrator: str = "mse",
     percentile: float = 99.999, bias_correction: bool = True, equalize: bool = False, reduce_range: bool = False, curve: Sequence[int] = (),
-    keep: Sequence[str] = (), data: dict[str, Any] | None = None,
-    seed: int = 0, task: str | None = None, weights: str | None = None, revision: str | None = None,
-    progress: Progress | None = None,
+    keep: Sequence[str] = (),
+    mixed: dict[str, Any] | None = None, data: dict[str, Any] | None = None, seed: int = 0, task: str | None = None,
+    weights: str | None = None, revision: str | None = None, progress: Progress | None = None,
 ) -> Artifact:  # fmt: skip
     """Quantize a model into the run folder `out`, or an artifact as the next stage of its own run folder.
 
-    `data` is as in a recipe; its calibration split serves the settings that need texts. Returns the new artifact; its manifest's
-    record has every layer's bits and signal-to-noise ratio. Raises QuantizeError for data that no setting would read.
+    `mixed` and `data` are as in a recipe; its calibration split serves the settings that need texts. Returns the new artifact;
+    its manifest's record has every layer's bits and signal-to-noise ratio. Raises QuantizeError for data that no setting would read.
     """
     from squeeze.compress import QuantizeStage
     from squeeze.data import DataSettings, load_data
@@ -51,12 +51,14 @@ def quantize(
         "scheme": scheme, "method": method, "block_size": block_size, "symmetric": symmetric, "smooth_alpha": smooth_alpha,
         "granularity": granularity, "calibrator": calibrator, "percentile": percentile, "bias_correction": bias_correction,
         "equalize": equalize, "reduce_range": reduce_range, "curve": tuple(curve), "keep": tuple(keep),
+        "mixed": mixed,
     }  # fmt: skip
     stage = validated(QuantizeStage, given, "quantize")
     settings = None if data is None else validated(DataSettings, data, "data")
     if settings is not None and not stage.needs_data:
         raise QuantizeError(
-            "no setting here reads calibration texts. Add one that does (--scheme int8-static, --method gptq, --smooth), or drop data."
+            "no setting here reads calibration texts. Add one that does (--scheme int8-static, --method gptq, --smooth, --budget), "
+            "or drop data."
         )
 
     def block(i: int, n: int) -> None:

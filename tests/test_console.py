@@ -132,6 +132,12 @@ def test_an_inspection_lists_sizes_chain_and_layers(open_stream: Open) -> None:
         "2×4 8.50 25.0% kept in",
     ):
         assert part in text
+    assert "alone" not in text
+    out = open_stream()
+    felt = layer.model_copy(update={"sensitivity": 3.21e-5, "sensitivity_unit": "1 − cosine"})
+    console.print_inspection(found.model_copy(update={"layers": (felt, layer)}), layers=True)
+    assert "alone, 1 − cosine" in words(out.text)
+    assert "3.2e-05" in out.text
     out = open_stream()
     console.print_inspection(found, layers=False)
     assert "a.weight" not in out.text
@@ -154,7 +160,7 @@ def test_a_stage_shows_what_stayed_in_float_and_what_lost_most(open_stream: Open
     layers = (
         layer("head", bits=32.0, note="kept in float: a head with 3 outputs decides the answer and saves nothing"),
         *(layer(f"layer.{n}", sqnr_db=40.0 + n) for n in range(8)),
-        layer("gptq", output_sqnr_db=17.25, sqnr_db=3.0),
+        layer("gptq", output_sqnr_db=17.25, sqnr_db=3.0, sensitivity=0.01234, sensitivity_unit="nats per token"),
     )
     out = open_stream()
     console.print_layers(StageRecord(kind="quantize", settings={}, seconds=1.0, layers=layers, notes=()), tmp_path)
@@ -163,6 +169,8 @@ def test_a_stage_shows_what_stayed_in_float_and_what_lost_most(open_stream: Open
     assert "head kept in float: a head with 3 outputs" in text
     assert text.index("gptq 17.2 dB; 8 bits") < text.index("layer.0 40.0 dB") < text.index("layer.3 43.0 dB")
     assert "layer.4" not in text
+    assert "most sensitive layer alone, nats per token bits note" in text
+    assert text.rindex("gptq 0.012 8.00 8 bits") > text.index("most sensitive")
 
 
 def explained(golden: Report) -> Report:

@@ -104,6 +104,17 @@ def quantize(
         typer.Option(help="Also compare copies quantized with so many calibration texts; give it several times."),
     ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Layers that stay in float, as names with * and ?.")] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Keep the most sensitive layers better, until answers differ by this at most (KL in nats)."),
+    ] = None,
+    size: Annotated[
+        float | None,
+        typer.Option(help="Keep the most sensitive layers better, as far as the weights fit into these MB."),
+    ] = None,
+    fallback: Annotated[
+        str | None, typer.Option(help="What those layers become: float, or int8 in a 4-bit scheme.")
+    ] = None,
     task: Task = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="More of data, such as --set data.block_size=256.")
@@ -121,6 +132,11 @@ def quantize(
     splits = {"evaluate": evaluate, "calibration": calibration}
     content: dict[str, Any] = {"data": {} if data is None else {"path": data, "splits": splits}}
     apply_overrides(content, settings or ())
+    if fallback is not None and budget is None and size is None:
+        raise SqueezeError(
+            "--fallback says what sensitive layers become. Say how many with --budget or --size, or drop it."
+        )
+    mixed = {"budget": budget, "size": size, "fallback": fallback} if budget is not None or size is not None else None
     with console.progress(quiet=quiet) as say:
         say(f"quantize {model}", 0, 1)
         artifact = api.quantize(
@@ -137,6 +153,7 @@ def quantize(
             reduce_range=reduce_range,
             curve=curve or (),
             keep=keep or (),
+            mixed=mixed,
             data=content["data"] or None,
             progress=say,
             seed=seed,

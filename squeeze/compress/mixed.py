@@ -88,16 +88,25 @@ def for_size(candidates: Sequence[Candidate], limit: int, fixed: int) -> list[Ca
             f"size {limit / MEGABYTE:g} MB cannot be: with every layer in the scheme's integers the weights are "
             f"{size / MEGABYTE:.2f} MB. Allow as much, or choose a scheme of fewer bits."
         )
-    kept = []
-    for one in ranked(candidates):
-        if size + one.extra_bytes <= limit:
-            kept.append(one)
-            size += one.extra_bytes
-    if len(kept) == sum(one.high_bytes is not None for one in candidates):
+    able = ranked(candidates)
+    # By error for each byte, small layers can leave no room for a large one that matters more; the other order then wins.
+    fills = [_fill(order, limit - size) for order in (able, sorted(able, key=lambda one: -one.error))]
+    kept = min(fills, key=lambda fill: predicted(candidates, fill))
+    size += sum(one.extra_bytes for one in kept)
+    if len(kept) == len(able):
         raise QuantizeError(
             f"size {limit / MEGABYTE:g} MB leaves nothing to choose: with every layer in the better precision the weights are "
             f"{size / MEGABYTE:.2f} MB. Give less, or drop mixed."
         )
+    return kept
+
+
+def _fill(order: Sequence[Candidate], room: int) -> list[Candidate]:
+    kept = []
+    for one in order:
+        if one.extra_bytes <= room:
+            kept.append(one)
+            room -= one.extra_bytes
     return kept
 
 

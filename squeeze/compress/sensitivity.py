@@ -25,7 +25,7 @@ from squeeze.compress.layerwise import repeated_blocks
 from squeeze.compress.mixed import MEGABYTE, Candidate, MixedSettings, for_budget, for_size, predicted, ranked
 from squeeze.compress.plan import Plan
 from squeeze.errors import QuantizeError
-from squeeze.evaluate import PROBES, embed, probes
+from squeeze.evaluate import embed, probes
 from squeeze.integers import Grid, IntegerWeight
 from squeeze.model import Model, aliases, answer
 from squeeze.recurrent import kernel_groups
@@ -42,14 +42,22 @@ Done = Callable[[int, int], None]
 UNITS = {"causal-lm": "nats per token", "text-classification": "nats per text", "feature-extraction": "1 − cosine"}
 """Of the distance between two networks' answers, for each task."""
 TEXTS = {"causal-lm": 2, "text-classification": 64, "feature-extraction": 64}
+TOKENS = 512
+"""Positions of all blocks together at which a decoder's distributions are compared: 100 MB for a vocabulary of 49,152."""
 
 
 class Playback:
-    """A network on fixed texts, entered at any of its blocks; it keeps what one block gave, and no more."""
+    """A network on fixed texts, entered at any of its blocks; it keeps what one block gave, and no more.
 
-    def __init__(self, network: nn.Module, texts: list[dict[str, Tensor]]) -> None:
+    `positions`: where a decoder's logits are wanted; those that can give them there alone do so.
+    """
+
+    def __init__(self, network: nn.Module, texts: list[dict[str, Tensor]], positions: Tensor | None = None) -> None:
         self.network, self.texts = network, texts
-        self.cacheless = {"use_cache": False} if "use_cache" in inspect.signature(network.forward).parameters else {}
+        takes = inspect.signature(network.forward).parameters
+        self.settings: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+        if positions is not None and "logits_to_keep" in takes:
+            self.settings["logits_to_keep"] = positions
         self.depth = 0
         """How many blocks are not run any more."""
         self.given: list[Any] = []
@@ -64,7 +72,8 @@ class Playback:
     def _places(self) -> dict[nn.Module, int]:
         """For every module that is run, how many blocks have ended before. Blocks that are not run once each, in order, cannot be
         entered: then there are none."""
-        ended, order = 0, []
+        ended = 0
+        order: list[nn.Module] = []
         at: dict[nn.Module, int] = {}
 
         def starts(module: nn.Module, _: object) -> None:
@@ -95,7 +104,7 @@ class Playback:
         try:
             for block in passed:
                 block.forward = lambda *_, **__: _fresh(self.given[number])
-            return self.network(**self.texts[number], **self.cacheless)
+            return self.network(**self.texts[number], **self.settings)
         finally:
             for block in passed:
                 vars(block).pop("forward", None)
@@ -140,8 +149,12 @@ class Meter:
         self.batches = _some(calibration, model, texts or TEXTS[model.task])
         self.texts = sum(len(batch["input_ids"]) for batch in self.batches)
         tensors = [{name: torch.from_numpy(a) for name, a in batch.items()} for batch in self.batches]
+        self.positions: Tensor | None = None
+        if model.task == "causal-lm":
+            length = min(batch["input_ids"].shape[1] for batch in self.batches)
+            self.positions = torch.from_numpy(probes(length, max(1, TOKENS // self.texts)))
         with torch.no_grad():
-            self.playback = Playback(model.network, tensors)
+            self.playback = Playback(model.network, tensors, self.positions)
             self.exact = [self._answers(number) for number in range(len(self.batches))]
 
     def distance(self) -> float:
@@ -150,10 +163,8 @@ class Meter:
         with torch.no_grad():
             for number, exact in enumerate(self.exact):
                 found = self._answers(number)
-                if self.model.task == "feature-extraction":
-                    apart = (found - exact).square().sum(dim=-1) / 2
-                else:
-                    apart = divergence(exact, found)
+                is_embedding = self.model.task == "feature-extraction"
+                apart = (found - exact).square().sum(dim=-1) / 2 if is_embedding else divergence(exact, found)
                 total += float(apart.double().sum())
                 count += len(apart)
         if not np.isfinite(total):
@@ -169,9 +180,9 @@ class Meter:
         mask = batch.get("attention_mask", np.ones_like(batch["input_ids"]))
         if self.model.task == "feature-extraction":
             return torch.from_numpy(embed(out.numpy(), mask))
-        if self.model.task == "causal-lm":
-            chosen = probes(out.shape[1], max(1, PROBES // self.texts))
-            out = out[:, chosen][torch.from_numpy(mask[:, chosen]).bool()]
+        if self.positions is not None:
+            out = out if "logits_to_keep" in self.playback.settings else out[:, self.positions]
+            out = out[torch.from_numpy(mask).bool()[:, self.positions]]
         return out.float().log_softmax(dim=-1)
 
 
@@ -359,7 +370,7 @@ class _Bench:
             unit: min((playback.first_at.get(module, -1) for name in unit for module in readers[name]), default=-1)
             for unit in units
         }
-        errors = {unit: 0.0 for unit in units}  # stays so where no text reaches it
+        errors = dict.fromkeys(units, 0.0)  # stays so where no text reaches it
         last = len(playback.blocks)
         for depth in range(last + 1):
             for unit in units:

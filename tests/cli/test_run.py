@@ -210,6 +210,30 @@ def test_four_bits_by_gptq_on_the_command_line_export_verify_and_are_smaller(
     assert sizes["1-quantize"] < 0.35 * sizes["0-source"]
 
 
+def test_mixed_precision_on_the_command_line_says_what_it_kept_and_refuses_two_goals(
+    squeeze: Squeeze, place: Path, tiny_llama_folder: Path
+) -> None:
+    words = ("quantize", tiny_llama_folder, "--scheme", "int4-weight", "--out", "mixed")
+    data = ("--data", "prose.txt", "--calibration", 2, "--evaluate", 2, "--set", "data.block_size=16")
+    for options, message in (
+        (("--budget", 0.1, "--size", 1), "Give exactly one of them"),
+        (("--fallback", "float"), "Say how many with --budget or --size"),
+        (("--budget", -1), "quantize.mixed.budget = -1.0"),
+    ):
+        wrong = squeeze(*words, *data, *options, where=place)
+        assert wrong.returncode == 2
+        assert message in wrong.stderr
+    done = squeeze(*words, *data, "--size", 0.08, "--quiet", where=place)
+    assert done.returncode == 0, done.stderr
+    assert "most sensitive" in done.stdout
+    record = json.loads((place / "mixed" / "1-quantize" / "squeeze.json").read_text("utf-8"))["record"]
+    assert any("kept at 8 bits: alone, its integers cost" in row["note"] for row in record["layers"])
+    assert all(row["sensitivity"] is not None for row in record["layers"])
+    listed = squeeze("inspect", place / "mixed" / "1-quantize", "--layers", where=place)
+    assert "alone" in listed.stdout
+    assert "kept at 8" in listed.stdout
+
+
 @pytest.mark.parametrize("command", ["methods", "schema", "doctor"])
 def test_what_describes_squeeze_is_one_json_document(squeeze: Squeeze, command: str, tmp_path: Path) -> None:
     words = (command,) if command == "schema" else (command, "--json")

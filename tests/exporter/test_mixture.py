@@ -15,7 +15,9 @@ from squeeze.integers import Grid, round_to_nearest
 from squeeze.model import Model, load_model
 from squeeze.verification import verify
 
-BATCHES = [{"input_ids": np.random.default_rng(0).integers(4, 200, (4, 24)), "attention_mask": np.ones((4, 24), np.int64)}]
+BATCHES = [
+    {"input_ids": np.random.default_rng(0).integers(4, 200, (4, 24)), "attention_mask": np.ones((4, 24), np.int64)}
+]
 
 
 def mixed(folder: Path, scheme: str, keep: tuple[str, ...], eight: tuple[str, ...]) -> Model:
@@ -25,7 +27,9 @@ def mixed(folder: Path, scheme: str, keep: tuple[str, ...], eight: tuple[str, ..
     floats, now = dict(source.network.named_parameters()), dict(model.network.named_parameters())
     for name in model.integers:
         if name.removesuffix(".weight").endswith(eight) and model.integers[name].bits == 4:
-            integer = round_to_nearest(floats[name], 64, unsigned=Grid().unsigned, transposed=model.integers[name].transposed)
+            integer = round_to_nearest(
+                floats[name], 64, unsigned=Grid().unsigned, transposed=model.integers[name].transposed
+            )
             model.integers[name] = integer
             now[name].copy_(integer.dequantize())
     return model
@@ -36,7 +40,6 @@ def mixed(folder: Path, scheme: str, keep: tuple[str, ...], eight: tuple[str, ..
     [
         ("int4-weight", (), ("v_proj", "up_proj", "1.self_attn.q_proj")),
         ("int4-weight", ("*.k_proj", "*.gate_proj"), ("v_proj",)),
-        ("int8-weight", ("*.1.*.v_proj", "*.0.*.q_proj"), ()),
         ("int8-static", ("*.1.*.v_proj", "*.0.*.q_proj", "*.0.*.down_proj"), ()),
     ],
 )

@@ -137,6 +137,28 @@ def test_a_matrix_that_differs_in_one_weight_is_not_taken_for_the_layer() -> Non
     assert placer.find(matrix) is None
 
 
+def test_layers_of_several_kinds_in_one_product_are_runs_and_the_product_is_split(tmp_path: Path) -> None:
+    four, eight = (
+        round_to_nearest(torch.randn(16, 64, generator=SEED), 32, unsigned=True, bits=bits, symmetric=bits == 8)
+        for bits in (4, 8)
+    )
+    again = round_to_nearest(torch.randn(16, 64, generator=SEED), 32, unsigned=True, bits=8)
+    floats = torch.randn(8, 64, generator=SEED)
+    weight = torch.cat([four.dequantize(), floats, eight.dequantize(), again.dequantize()])
+    model = linear_graph(weight.T.contiguous().numpy(), 56)
+    integers = {"q": four, "k": eight, "v": again}
+    runs = [(("q",), 16), ((), 8), (("k", "v"), 32)]
+    assert Placer(model, integers).runs(weight.numpy()) == runs
+    places, _ = place_integers(model, integers, "block-int8")
+    assert [place["layers"] for place in places] == [["q"], ["k", "v"]]
+    assert [node.op_type for node in model.graph] == ["MatMulNBits", "MatMul", "MatMulNBits", "Concat"]
+    assert len({node.name for node in model.graph}) == 4
+    x = torch.randn(7, 64, generator=SEED)
+    found, exact = run(model, x.numpy(), tmp_path), x @ weight.T
+    assert np.allclose(found[:, 16:24], exact[:, 16:24], atol=1e-4)
+    assert np.linalg.norm(found - exact.numpy()) / np.linalg.norm(exact) < 0.02
+
+
 def test_input_and_output_share_one_copy_where_they_are_tied(tiny_llama_folder: Path, tmp_path: Path) -> None:
     model = load_model(tiny_llama_folder)
     QuantizeStage().apply(model)

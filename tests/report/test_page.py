@@ -214,6 +214,20 @@ def test_every_layer_and_every_cell_is_listed(golden: Report) -> None:
     assert f"{len(golden.measurements) + 3} measurements" in text
 
 
+def test_sensitivities_are_a_column_where_there_are_any(golden: Report) -> None:
+    assert "alone, nats" not in Parsed(render_page(golden)).text
+    first, second, *rest = golden.manifests
+    assert second.record is not None
+    felt, *others = second.record.layers
+    felt = felt.model_copy(update={"sensitivity": 0.01234, "sensitivity_unit": "nats per token"})
+    record = second.record.model_copy(update={"layers": (felt, *others)})
+    changed = golden.model_copy(update={"manifests": (first, second.model_copy(update={"record": record}), *rest)})
+    parsed = Parsed(render_page(changed))
+    assert "alone, nats per token" in parsed.text
+    assert "0.012" in parsed.text
+    assert parsed.open == []
+
+
 def test_a_measurement_that_failed_is_shown_with_its_reason(golden: Report) -> None:
     failed = {"values": (), "repeat": (), "error": "killed by SIGKILL (out of memory?)"}
     measurements = [m.model_copy(update=failed) if m.quantity == "peak_memory" else m for m in golden.measurements]
