@@ -69,6 +69,11 @@ class QuantizeStage(BaseModel):
     bias_correction: bool = Field(
         default=True, description="int8-static: let biases make up for the mean error of each layer's outputs"
     )
+    outliers: int = Field(
+        default=0,
+        ge=0,
+        description="input channels of each layer that stay in float, those with the largest peaks (LLM.int8()), for row-wise schemes",
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
 
     @field_validator("scheme", "method", "calibrator")
@@ -89,7 +94,11 @@ class QuantizeStage(BaseModel):
     @property
     def needs_data(self) -> bool:
         """Whether the calibration split decides the result."""
-        return bool(self.smooth_alpha) or METHODS[self.method].needs_data or SCHEMES[self.scheme].layout("").is_static
+        return (
+            bool(self.smooth_alpha or self.outliers)
+            or METHODS[self.method].needs_data
+            or SCHEMES[self.scheme].layout("").is_static
+        )
 
     def apply(self, model: "Model", calibration: "Batches" = (), done: "Done | None" = None) -> StageRecord:
         """Quantize `model` in place: its network then computes with the dequantized integers, which are kept beside it.
@@ -110,6 +119,7 @@ def quantize_model(
     """
     if model.integers:
         raise QuantizeError(f"{model.source} is already quantized. Start from the float artifact it was made from.")
+    from squeeze.compress.outliers import refuse_outliers
     from squeeze.compress.plan import make_plans
 
     started = time.monotonic()
@@ -117,6 +127,7 @@ def quantize_model(
     layout = SCHEMES[stage.scheme].layout(model.task)
     _refuse_impossible(model, stage, layout, calibration)
     plans = make_plans(model.network, stage, layout)
+    refuse_outliers(stage, layout, model.task, plans)
     if all(plan.note for plan in plans.values()):
         raise QuantizeError(
             f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize."
@@ -168,8 +179,8 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
         )
     if stage.needs_data and not calibration:
         wanted = f"scheme {stage.scheme}" if layout.is_static else f"method {stage.method}"
-        if stage.smooth_alpha and stage.method == "round" and not layout.is_static:
-            wanted = "smooth_alpha"
+        if stage.method == "round" and not layout.is_static:
+            wanted = "smooth_alpha" if stage.smooth_alpha else "outliers"
         raise QuantizeError(
             f"{wanted} needs calibration texts. Set data.splits.calibration, to 16 texts or blocks say; or --data."
         )

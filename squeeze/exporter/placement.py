@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from squeeze.errors import ExportError
+from squeeze.exporter.outliers import with_outliers
 from squeeze.exporter.passes import replace
 from squeeze.exporter.recurrent import LAYOUT, lstm, lstm_integers, lstm_scales, place_lstm
 from squeeze.integers import IntegerWeight, pack, reciprocal, unpack
@@ -45,6 +46,7 @@ class Placer:
         self.rows = _first_rows(integers)
         self.written: dict[tuple[tuple[str, ...], str], dict[str, ir.Value]] = {}
         self.quantized_inputs: dict[tuple[ir.Value, Any], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.gathered: dict[tuple[ir.Value, bytes], ir.Value] = {}
         self.places: list[Place] = []
 
     def find(self, matrix: NDArray[np.float32]) -> tuple[str, ...] | None:
@@ -133,14 +135,15 @@ def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
     if any(not _same_inputs(first, placer.integers[name]) for name in layers[1:]):
         raise ExportError(f"{' + '.join(layers)} are one product in the graph but round their inputs differently.")
     target, bias = node, node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    if bias is None and (first.inputs is not None or first.outliers is not None):
+        target, bias = _with_bias(node)
     if first.block_size is None and first.inputs is not None:
-        if bias is None:
-            target, bias = _with_bias(node)
         new = _static_product(placer, node, layers, bias)
     else:
         new = (_dynamic_product if first.block_size is None else _block_product)(placer, node, layers)
         if bias is not None:
             new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
+    new += with_outliers(placer, node, layers, new[-1].outputs[0])
     replace(placer.graph, target, new, new[-1].outputs[0])
     return 1
 
@@ -186,14 +189,14 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
     x, weight = node.inputs[0], placer.integers[layer]
     if x is None:
         raise ExportError(f"{node.name} has no input.")
-    divisor = None if weight.divisor is None else weight.divisor.numpy().tobytes()
-    key = (x, (weight.inputs, divisor))
+    factor = _factor(weight)
+    key = (x, (weight.inputs, None if factor is None else factor.numpy().tobytes()))
     if key in placer.quantized_inputs:
         return [], placer.quantized_inputs[key]
     nodes: list[ir.Node] = []
-    if weight.divisor is not None:
-        inverse = placer.constant(f"{layer}.input_factor", reciprocal(weight.divisor).numpy())
-        nodes.append(ir.node("Mul", [x, inverse], name=f"{node.name}_smooth"))
+    if factor is not None:
+        constant = placer.constant(f"{layer}.input_factor", factor.numpy())
+        nodes.append(ir.node("Mul", [x, constant], name=f"{node.name}_smooth"))
     source = nodes[-1].outputs[0] if nodes else x
     if weight.inputs is None:
         quantize = ir.node("DynamicQuantizeLinear", [source], num_outputs=3, name=f"{node.name}_quantize")
@@ -210,6 +213,17 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
         return nodes, found
     placer.graph.insert_after(producer, nodes)  # right after x is made, so that every later reader can share it
     return [], found
+
+
+def _factor(weight: IntegerWeight) -> Tensor | None:
+    """[in]: what inputs are multiplied by before they are rounded; 0 for outlier channels. None where nothing need be.
+
+    Without a divisor a fixed range needs no factor: beyond it outliers saturate, and the integers that they meet are zeros.
+    """
+    factor = None if weight.divisor is None else reciprocal(weight.divisor)
+    if weight.outliers is None or (factor is None and weight.inputs is not None):
+        return factor
+    return weight.outliers.muted(torch.ones(weight.shape[1]) if factor is None else factor)
 
 
 def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
@@ -231,6 +245,10 @@ def _columns_out(node: ir.Node) -> int:
 
 
 def _same_inputs(one: IntegerWeight, other: IntegerWeight) -> bool:
+    if (one.outliers is None) != (other.outliers is None):
+        return False
+    if one.outliers is not None and not one.outliers.same_channels(other.outliers):
+        return False
     if one.inputs != other.inputs or (one.divisor is None) != (other.divisor is None):
         return False
     return one.divisor is None or other.divisor is None or torch.equal(one.divisor, other.divisor)
