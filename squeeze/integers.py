@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from squeeze.outliers import Outliers
+
 QMAX = 127
 """Symmetric int8 uses [-127, 127]: -128 has no partner, and pairs of products then stay within 16 bits more often."""
 REDUCED = 64
@@ -91,6 +93,8 @@ class IntegerWeight:
     """Where the layer's inputs have a range fixed by calibration; None: they are rounded as they come, or not at all."""
     reach: int | None = None
     """Of its grid, where that is narrower than the bits allow: training on must stay within it."""
+    outliers: Outliers | None = None
+    """Input channels that stay in float. The integers are zero there, and neither range nor divisor counts."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,11 +103,12 @@ class IntegerWeight:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of integers, scales and zero points on disk."""
+        """Bytes of integers, scales, zero points and float columns on disk."""
         packed = self.integers.shape[0] * -(-self.integers.shape[1] * self.bits // 8)
         zeros = self.zero_point.numel() if isinstance(self.zero_point, Tensor) else 0
         divisor = 0 if self.divisor is None else 4 * self.divisor.numel()
-        return packed + self.scale.numel() * self.scale.element_size() + zeros + divisor
+        floats = 0 if self.outliers is None else self.outliers.stored_bytes
+        return packed + self.scale.numel() * self.scale.element_size() + zeros + divisor + floats
 
     def dequantize(self) -> Tensor:
         """The float32 weight that these integers stand for, in the network's own orientation."""
@@ -111,6 +116,8 @@ class IntegerWeight:
         weight = (self.integers.to(torch.float32) - zero) * self.wide(self.scale)
         if self.divisor is not None:
             weight = weight / self.divisor
+        if self.outliers is not None:
+            weight = self.outliers.into(weight)
         return weight.T.contiguous() if self.transposed else weight
 
     def wide(self, by_block: Tensor) -> Tensor:
@@ -186,6 +193,9 @@ def to_tensors(weights: Mapping[str, IntegerWeight]) -> dict[str, Tensor]:
         if weight.inputs is not None:
             tensors[f"{name}.input_scale"] = torch.tensor([weight.inputs.scale], dtype=torch.float32)
             tensors[f"{name}.input_zero_point"] = torch.tensor([weight.inputs.zero_point], dtype=torch.uint8)
+        if weight.outliers is not None:
+            tensors[f"{name}.outlier_channels"] = weight.outliers.channels.clone()
+            tensors[f"{name}.outlier_columns"] = weight.outliers.columns.contiguous()
     return tensors
 
 
@@ -211,9 +221,12 @@ def from_tensors(tensors: Mapping[str, Tensor], layout: Mapping[str, Mapping[str
         inputs = None
         if f"{name}.input_scale" in tensors:
             inputs = InputGrid(float(tensors[f"{name}.input_scale"]), int(tensors[f"{name}.input_zero_point"]))
+        outliers = None
+        if f"{name}.outlier_channels" in tensors:
+            outliers = Outliers(tensors[f"{name}.outlier_channels"], tensors[f"{name}.outlier_columns"])
         found[name] = IntegerWeight(
             integers, tensors[f"{name}.scale"], zero, row["block_size"], row["transposed"], bits,
-            tensors.get(f"{name}.divisor"), inputs, row.get("reach"),
+            tensors.get(f"{name}.divisor"), inputs, row.get("reach"), outliers,
         )  # fmt: skip
     return found
 

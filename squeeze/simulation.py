@@ -6,6 +6,7 @@ wherever it is read.
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 
@@ -57,7 +58,9 @@ def simulate_activations(model: Model) -> list[Callable[[], object]]:
 
 
 def input_rounding(weight: IntegerWeight) -> Callable[[Tensor], Tensor]:
-    """What the kernel that multiplies these integers does to its inputs, there and back."""
+    """What the kernel that multiplies these integers does to its inputs, there and back; outlier channels pass as they are."""
+    if weight.outliers is not None:
+        return weight.outliers.around(input_rounding(replace(weight, outliers=None)))
     if weight.block_size is not None:
         return partial(block_int8, block_size=weight.block_size)
     if weight.inputs is not None:

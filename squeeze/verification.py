@@ -141,13 +141,14 @@ def _check_interface(graph: "ir.Model", model: "Model") -> Check:
 
 def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     """Every integer and every scale of the artifact, against the bytes in the graph's initializers."""
+    from squeeze.exporter.outliers import differing_outliers
     from squeeze.exporter.placement import integers_in_graph, scales_in_graph
 
     if not model.integers:
         return
     places: list[dict[str, Any]] = json.loads(graph.metadata_props.get("squeeze.integers", "[]"))
     read = {v.name for node in graph.graph.all_nodes() for v in node.inputs if v is not None}
-    differing, seen = 0, set()
+    differing, floats, seen = 0, 0, set()
     for place in places:
         weights = [model.integers[name] for name in place["layers"]]
         value = graph.graph.initializers.get(place["initializer"])
@@ -160,6 +161,7 @@ def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
         differing += _differing_zero_points(
             graph, place["initializer"].removesuffix(".integers") + ".zero_point", weights
         )
+        floats += differing_outliers(graph.graph, place["layers"], weights)
         for name, array, weight in zip(place["layers"], found, weights, strict=True):
             same = array.dtype == weight.integers.numpy().dtype and array.shape == weight.integers.shape
             differing += int((array != weight.integers.numpy()).sum()) if same else weight.integers.numel()
@@ -168,6 +170,11 @@ def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     count = sum(w.integers.numel() for w in model.integers.values())
     detail = f"{len(model.integers)} matrices, {count:,} integers and their scales"
     yield _check("integer bytes that differ", differing, 0, detail)
+    kept = [w.outliers for w in model.integers.values() if w.outliers is not None]
+    if kept:
+        numbers = sum(outliers.columns.numel() for outliers in kept)
+        detail = f"{len(kept)} matrices, {numbers:,} float weights of outlier channels and the channels that they meet"
+        yield _check("outlier weights that differ", floats, 0, detail)
     yield _check(
         "integer matrices missing",
         len(absent),

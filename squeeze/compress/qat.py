@@ -175,6 +175,7 @@ class _Layers:
             else:
                 growth = self.ranges[(integer.inputs.scale, integer.inputs.zero_point)]
                 rounding = _learned_range(growth, integer.inputs, integer.divisor)
+                rounding = rounding if integer.outliers is None else integer.outliers.around(rounding)
             self.hooks.append(
                 module.register_forward_pre_hook(lambda _, x, rounding=rounding: (rounding(x[0]), *x[1:]))
             )
@@ -203,7 +204,7 @@ class _Layers:
             new = integer
             if name not in self.frozen:
                 original = cast("Any", module).parametrizations.weight.original.detach()
-                new = dataclasses.replace(integer, integers=_integers(original, integer).to(integer.integers.dtype))
+                new = _as_trained(original, integer)
                 changed += int((new.integers != integer.integers).sum())
                 total += new.integers.numel()
             if integer.inputs is not None:
@@ -223,6 +224,8 @@ def _integers(weight: "Tensor", integer: "IntegerWeight") -> "Tensor":
     rows = weight.T if integer.transposed else weight
     if integer.divisor is not None:
         rows = rows * integer.divisor
+    if integer.outliers is not None:
+        rows = rows.index_fill(1, integer.outliers.channels, 0)
     zero = integer.zero_point
     symmetric = isinstance(zero, int)
     wide = integer.wide(integer.scale)
@@ -231,14 +234,23 @@ def _integers(weight: "Tensor", integer: "IntegerWeight") -> "Tensor":
     return (torch.round(rows / wide) + shift).clamp(low, high)
 
 
-def _rounded_weight(integer: "IntegerWeight") -> "nn.Module":
+def _as_trained(weight: "Tensor", integer: "IntegerWeight") -> "IntegerWeight":
+    """`integer` with the integers, and the float columns of outlier channels, that `weight` has by now."""
     import dataclasses
 
+    rows = weight.T if integer.transposed else weight
+    outliers = None if integer.outliers is None else integer.outliers.of(rows)
+    return dataclasses.replace(
+        integer, integers=_integers(weight, integer).to(integer.integers.dtype), outliers=outliers
+    )
+
+
+def _rounded_weight(integer: "IntegerWeight") -> "nn.Module":
     from torch import nn
 
     class Rounded(nn.Module):
         def forward(self, weight: "Tensor") -> "Tensor":
-            on_grid = dataclasses.replace(integer, integers=_integers(weight.detach(), integer)).dequantize()
+            on_grid = _as_trained(weight.detach(), integer).dequantize()
             return weight + (on_grid - weight).detach()
 
     return Rounded()

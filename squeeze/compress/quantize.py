@@ -83,6 +83,11 @@ class QuantizeStage(BaseModel):
         description="counts of calibration texts to compare, such as [4, 16, 64]: copies quantized with so many, their answers' "
         "distance from float on calibration texts beyond the largest count",
     )
+    outliers: int = Field(
+        default=0,
+        ge=0,
+        description="input channels of each layer that stay in float, those with the largest peaks (LLM.int8()), for row-wise schemes",
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
     mixed: MixedSettings | None = Field(
         default=None, description="keep the layers that matter most in a better precision, from the calibration split"
@@ -131,7 +136,7 @@ class QuantizeStage(BaseModel):
     @property
     def needs_data(self) -> bool:
         """Whether the calibration split decides the result."""
-        by_setting = bool(self.smooth_alpha) or self.mixed is not None
+        by_setting = bool(self.smooth_alpha or self.outliers) or self.mixed is not None
         return by_setting or METHODS[self.method].needs_data or SCHEMES[self.scheme].layout("").is_static
 
     def alpha(self, layout: Layout) -> float:
@@ -159,6 +164,7 @@ def quantize_model(
         raise QuantizeError(f"{model.source} is already quantized. Start from the float artifact it was made from.")
     from squeeze.compress.advice import advise
     from squeeze.compress.curve import calibration_curve
+    from squeeze.compress.outliers import refuse_outliers
     from squeeze.compress.plan import make_plans
 
     layout = SCHEMES[stage.scheme].layout(model.task)
@@ -175,6 +181,7 @@ def quantize_model(
 
         equalized = equalize(model)
     plans = make_plans(model.network, stage, layout)
+    refuse_outliers(stage, layout, model.task, plans)
     if all(plan.note for plan in plans.values()):
         raise QuantizeError(
             f"{model.source} has no linear layer or large embedding that {stage.scheme} could quantize."
@@ -247,10 +254,8 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
         )
     if stage.needs_data and not calibration:
         wanted = f"scheme {stage.scheme}" if layout.is_static else f"method {stage.method}"
-        if stage.mixed is not None:
-            wanted = "mixed"
-        if stage.smooth_alpha and stage.method == "round" and not layout.is_static:
-            wanted = "smooth_alpha"
+        if stage.method == "round" and not layout.is_static:
+            wanted = "mixed" if stage.mixed is not None else "smooth_alpha" if stage.smooth_alpha else "outliers"
         raise QuantizeError(
             f"{wanted} needs calibration texts. Set data.splits.calibration, to 16 texts or blocks say; or --data."
         )

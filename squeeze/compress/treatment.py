@@ -17,11 +17,13 @@ from squeeze.compress.awq import Scaler, clipped, measured
 from squeeze.compress.calibrate import Histogram, Peaks, calibrated, input_grid
 from squeeze.compress.gptq import gptq, output_sqnr_db
 from squeeze.compress.layerwise import Gram, Site, walk, width
+from squeeze.compress.outliers import outlier_channels
 from squeeze.compress.plan import Plan
 from squeeze.compress.smooth import SMALLEST, smooth
 from squeeze.errors import QuantizeError
 from squeeze.integers import InputGrid, reciprocal, sqnr_db, static_uint8
 from squeeze.model import aliases
+from squeeze.outliers import Outliers
 from squeeze.simulation import input_rounding
 
 if TYPE_CHECKING:
@@ -73,8 +75,8 @@ class Treatment:
         self.folded, self.alpha = folded, alpha
         self.found: dict[str, Treated] = {}
         self.names = aliases(model.network)
-        self.tokens = self.smoothed = self.corrected = self.silent = 0
         self.scaler = Scaler.of(model) if stage.method.startswith("awq") else None
+        self.tokens = self.smoothed = self.corrected = self.silent = self.relieved = 0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def walk(self, calibration: Batches, done: "Callable[[int, int], None] | None") -> tuple[str, ...]:
@@ -85,6 +87,11 @@ class Treatment:
         finally:
             for hook in self._hooks:
                 hook.remove()
+        if self.stage.outliers and not self.relieved:
+            raise QuantizeError(
+                f"no layer of {self.model.source} can keep outliers in float: none reads its inputs row by row with weights of its "
+                "own. Drop outliers."
+            )
         return self._notes()
 
     def _notes(self) -> tuple[str, ...]:
@@ -101,6 +108,8 @@ class Treatment:
             notes.append(
                 f"inputs of {self.smoothed} layers divided channel by channel before rounding (SmoothQuant, α = {self.alpha:g})"
             )
+        if self.relieved:
+            notes.append(f"{self.stage.outliers} input channels of {self.relieved} layers stay in float (LLM.int8())")
         if self.corrected:
             notes.append(f"{self.corrected} biases make up for the mean error of their layers")
         if self.silent:
@@ -146,10 +155,11 @@ class Treatment:
         site.stream(peaks.add)
         self.tokens = max(self.tokens, peaks.tokens)
         matrices = [_rows(plan.weight, plan) for _, _, plan in layers]
-        divisor = self._divisor(layers, peaks, matrices)
+        divisor, floats = self._divisor(layers, peaks, matrices), self._outliers(layers, peaks, matrices)
         scaled = [m if divisor is None else m * divisor for m in matrices]
-        inputs = self._range(site, peaks, divisor, scaled)
-        gram, means = self._statistics(site, divisor, inputs)
+        scaled = [m if floats is None else m.index_fill(1, floats.channels, 0) for m in scaled]
+        inputs = self._range(site, peaks, divisor, scaled, floats)
+        gram, means = self._statistics(site, divisor, inputs, floats)
         first = _first_rows(site)
         for (name, module, plan), matrix, wide in zip(layers, matrices, scaled, strict=True):
             if self.stage.method == "gptq":
@@ -158,7 +168,8 @@ class Treatment:
             else:
                 integer = plan.rounded(wide.T if plan.transposed else wide)
                 noise = sqnr_db(wide, _rows(integer.dequantize(), plan))
-            integer = replace(integer, transposed=plan.transposed, divisor=divisor, inputs=inputs)
+            own = None if floats is None else floats.of(matrix)
+            integer = replace(integer, transposed=plan.transposed, divisor=divisor, inputs=inputs, outliers=own)
             self.model.integers[name] = integer
             now = _rows(integer.dequantize(), plan)
             rounding = input_rounding(integer)
@@ -166,18 +177,30 @@ class Treatment:
                 self.corrected += _correct(module, matrix @ means[0] - now @ means[1])
             plan.weight.copy_(integer.dequantize())
             exact = first @ matrix.T
-            self.found[name] = Treated(noise, sqnr_db(exact, rounding(first) @ now.T), _said(inputs))
+            self.found[name] = Treated(noise, sqnr_db(exact, rounding(first) @ now.T), _said(inputs, own))
             self._hooks.append(
                 module.register_forward_pre_hook(lambda _, x, rounding=rounding: (rounding(x[0]), *x[1:]))
             )
+
+    def _outliers(
+        self, layers: list[tuple[str, nn.Module, Plan]], peaks: Peaks, matrices: list[Tensor]
+    ) -> Outliers | None:
+        """The channels that all layers of the group keep in float; None where none do, or a matrix is shared, as for `_divisor`."""
+        if not self.stage.outliers or self._is_shared(layers):
+            return None
+        self.relieved += len(layers)
+        channels = outlier_channels(peaks.size, matrices, self.stage.outliers)
+        return Outliers(channels, matrices[0][:, channels])
+
+    def _is_shared(self, layers: list[tuple[str, nn.Module, Plan]]) -> bool:
+        return any(sum(first == name for first in self.names.values()) > 1 for name, _, _ in layers)
 
     def _divisor(
         self, layers: list[tuple[str, nn.Module, Plan]], peaks: Peaks, matrices: list[Tensor]
     ) -> Tensor | None:
         """SmoothQuant's s, [in], with geometric mean 1; None where inputs are smooth already, or where a matrix is shared (its other
         reader does not divide)."""
-        shared = any(sum(first == name for first in self.names.values()) > 1 for name, _, _ in layers)
-        if not self.alpha or shared or any(module in self.folded for _, module, _ in layers):
+        if not self.alpha or self._is_shared(layers) or any(module in self.folded for _, module, _ in layers):
             return None
         size, weight = peaks.size, torch.stack([m.abs().amax(dim=0) for m in matrices]).amax(dim=0)
         seen = (size > SMALLEST) & (weight > SMALLEST)
@@ -189,11 +212,13 @@ class Treatment:
         # A channel that was never seen keeps its size: divided by next to nothing it would burst the range when it comes.
         return torch.where(seen, scale, torch.ones_like(scale))
 
-    def _range(self, site: Site, peaks: Peaks, divisor: Tensor | None, matrices: list[Tensor]) -> InputGrid | None:
-        """The fixed range of what the group reads; None for schemes that measure it as it comes."""
+    def _range(
+        self, site: Site, peaks: Peaks, divisor: Tensor | None, matrices: list[Tensor], floats: Outliers | None
+    ) -> InputGrid | None:
+        """The fixed range of what the group reads, outlier channels aside; None for schemes that measure it as it comes."""
         if not self.layout.is_static:
             return None
-        inverse = torch.ones(1) if divisor is None else reciprocal(divisor)
+        inverse = _factors(divisor, floats, len(peaks.size))
         low, high = (float(end) for end in ((peaks.ends[0] * inverse).amin(), (peaks.ends[1] * inverse).amax()))
         if low == high == 0:
             self.silent += len(matrices)
@@ -201,22 +226,30 @@ class Treatment:
             return input_grid(low, high)
         histogram = Histogram(min(low, 0.0), max(high, 0.0))
         importance = torch.stack([m.square().sum(dim=0) for m in matrices]).sum(dim=0)
-        site.stream(lambda rows: histogram.add(rows * inverse, importance))
+        counted = (
+            torch.ones(len(inverse), dtype=torch.bool) if floats is None else floats.muted(torch.ones_like(inverse)) > 0
+        )
+        site.stream(lambda rows: histogram.add((rows * inverse)[:, counted], importance[counted]))
         return calibrated(histogram, self.stage.calibrator, self.stage.percentile)
 
     def _statistics(
-        self, site: Site, divisor: Tensor | None, inputs: InputGrid | None
+        self, site: Site, divisor: Tensor | None, inputs: InputGrid | None, floats: Outliers | None
     ) -> tuple[Gram, tuple[Tensor, Tensor]]:
         """The Gram matrix of the rounded inputs, as the integers will meet them, and the means of the inputs before and after."""
         n = width(site.module)
         gram, before, after, tokens = Gram(torch.zeros(n, n)), torch.zeros(n), torch.zeros(n), 0
-        inverse = torch.ones(1) if divisor is None else reciprocal(divisor)
+        inverse = _factors(divisor, floats, n)
         if self.stage.method != "gptq" and (inputs is None or not self.stage.bias_correction):
             return gram, (before, after)
 
+        def exact_or_static(rows: Tensor) -> Tensor:
+            return rows if inputs is None else static_uint8(rows, inputs, divisor)
+
+        rounding = exact_or_static if floats is None else floats.around(exact_or_static)
+
         def add(rows: Tensor) -> None:
             nonlocal tokens
-            rounded = rows if inputs is None else static_uint8(rows, inputs, divisor)
+            rounded = rounding(rows)
             if self.stage.method == "gptq":
                 gram.add(rounded * inverse)
             tokens += len(rows)
@@ -230,6 +263,12 @@ class Treatment:
 def _rows(weight: Tensor, plan: Plan) -> Tensor:
     """A copy of the weight as [out, in]."""
     return (weight.T if plan.transposed else weight).detach().float().clone()
+
+
+def _factors(divisor: Tensor | None, floats: Outliers | None, channels: int) -> Tensor:
+    """What inputs are multiplied by before they are rounded, [channels]: 0 for those that are not."""
+    inverse = torch.ones(channels) if divisor is None else reciprocal(divisor)
+    return inverse if floats is None else floats.muted(inverse)
 
 
 def _first_rows(site: Site) -> Tensor:
@@ -248,8 +287,9 @@ def _correct(module: nn.Module, error: Tensor) -> int:
     return 1
 
 
-def _said(inputs: InputGrid | None) -> tuple[str, ...]:
+def _said(inputs: InputGrid | None, floats: Outliers | None) -> tuple[str, ...]:
+    kept = () if floats is None else (f"{len(floats.channels)} input channels in float",)
     if inputs is None:
-        return ()
+        return kept
     low, high = -inputs.zero_point * inputs.scale, (255 - inputs.zero_point) * inputs.scale
-    return (f"inputs uint8 from {low:.3g} to {high:.3g}",)
+    return (f"inputs uint8 from {low:.3g} to {high:.3g}", *kept)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from squeeze.errors import ExportError
+from squeeze.exporter.outliers import with_outliers
 from squeeze.exporter.passes import replace
 from squeeze.exporter.recurrent import LAYOUT, lstm, lstm_integers, lstm_scales, place_lstm
 from squeeze.integers import IntegerWeight, pack, reciprocal, unpack
@@ -45,6 +46,7 @@ class Placer:
         self.rows = _first_rows(integers)
         self.written: dict[tuple[tuple[str, ...], str], dict[str, ir.Value]] = {}
         self.quantized_inputs: dict[tuple[ir.Value, Any], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.gathered: dict[tuple[ir.Value, bytes], ir.Value] = {}
         self.places: list[Place] = []
 
     def find(self, matrix: NDArray[np.float32]) -> tuple[str, ...] | None:
@@ -154,24 +156,26 @@ def _place_linear(placer: Placer, node: ir.Node, activations: str) -> int:
     first = placer.integers[runs[0][0][0]] if len(runs) == 1 else None
     if first is None:
         new = _split_product(placer, node, matrix, runs)
-    elif first.block_size is None and first.inputs is not None:
-        if bias is None:
-            target, bias = _with_bias(node)
-        new, bias = _static_product(placer, node, runs[0][0], bias), None
+        if bias is not None:
+            new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
     else:
-        new = _product(placer, node, runs[0][0])
-    if bias is not None:
-        new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
+        if bias is None and (first.inputs is not None or first.outliers is not None):
+            target, bias = _with_bias(node)
+        new = _product(placer, node, runs[0][0], bias)
     replace(placer.graph, target, new, new[-1].outputs[0])
     return 1
 
 
-def _product(placer: Placer, node: ir.Node, layers: tuple[str, ...]) -> list[ir.Node]:
-    """x · Wᵀ, without a bias, by the kernel for these layers' integers; its last node gives the product."""
+def _product(placer: Placer, node: ir.Node, layers: tuple[str, ...], bias: ir.Value | None = None) -> list[ir.Node]:
+    """x · Wᵀ + b by the kernel for these layers' integers; its last node gives the sum."""
     first = placer.integers[layers[0]]
-    if first.block_size is not None:
-        return _block_product(placer, node, layers)
-    return (_dynamic_product if first.inputs is None else _static_product)(placer, node, layers)
+    if first.block_size is None and first.inputs is not None:
+        new = _static_product(placer, node, layers, bias)
+    else:
+        new = (_dynamic_product if first.block_size is None else _block_product)(placer, node, layers)
+        if bias is not None:
+            new.append(ir.node("Add", [new[-1].outputs[0], bias], name=f"{node.name}_bias"))
+    return [*new, *with_outliers(placer, node, layers, new[-1].outputs[0])]
 
 
 def _split_product(
@@ -238,14 +242,14 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
     x, weight = node.inputs[0], placer.integers[layer]
     if x is None:
         raise ExportError(f"{node.name} has no input.")
-    divisor = None if weight.divisor is None else weight.divisor.numpy().tobytes()
-    key = (x, (weight.inputs, divisor))
+    factor = _factor(weight)
+    key = (x, (weight.inputs, None if factor is None else factor.numpy().tobytes()))
     if key in placer.quantized_inputs:
         return [], placer.quantized_inputs[key]
     nodes: list[ir.Node] = []
-    if weight.divisor is not None:
-        inverse = placer.constant(f"{layer}.input_factor", reciprocal(weight.divisor).numpy())
-        nodes.append(ir.node("Mul", [x, inverse], name=f"{node.name}_smooth"))
+    if factor is not None:
+        constant = placer.constant(f"{layer}.input_factor", factor.numpy())
+        nodes.append(ir.node("Mul", [x, constant], name=f"{node.name}_smooth"))
     source = nodes[-1].outputs[0] if nodes else x
     if weight.inputs is None:
         quantize = ir.node("DynamicQuantizeLinear", [source], num_outputs=3, name=f"{node.name}_quantize")
@@ -262,6 +266,17 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
         return nodes, found
     placer.graph.insert_after(producer, nodes)  # right after x is made, so that every later reader can share it
     return [], found
+
+
+def _factor(weight: IntegerWeight) -> Tensor | None:
+    """[in]: what inputs are multiplied by before they are rounded; 0 for outlier channels. None where nothing need be.
+
+    Without a divisor a fixed range needs no factor: beyond it outliers saturate, and the integers that they meet are zeros.
+    """
+    factor = None if weight.divisor is None else reciprocal(weight.divisor)
+    if weight.outliers is None or (factor is None and weight.inputs is not None):
+        return factor
+    return weight.outliers.muted(torch.ones(weight.shape[1]) if factor is None else factor)
 
 
 def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
@@ -283,9 +298,11 @@ def _columns_out(node: ir.Node) -> int:
 
 
 def _one_kernel(one: IntegerWeight, other: IntegerWeight) -> bool:
-    """Whether one product can take both: integers of one kind, inputs rounded alike."""
-    kinds = [(w.bits, w.block_size, isinstance(w.zero_point, int)) for w in (one, other)]
+    """Whether one product can take both: integers of one kind, inputs rounded alike, the same outlier channels."""
+    kinds = [(w.bits, w.block_size, isinstance(w.zero_point, int), w.outliers is None) for w in (one, other)]
     if kinds[0] != kinds[1] or one.inputs != other.inputs or (one.divisor is None) != (other.divisor is None):
+        return False
+    if one.outliers is not None and not one.outliers.same_channels(other.outliers):
         return False
     return one.divisor is None or other.divisor is None or torch.equal(one.divisor, other.divisor)
 
