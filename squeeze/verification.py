@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from squeeze.integers import IntegerWeight
+    from squeeze.kv_cache import CacheScales
     from squeeze.model import Model
     from squeeze.runtimes import Session
 
@@ -53,21 +54,27 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     """Compare the export in `folder` with `model`, the artifact it was made from; every comparison is one Check."""
     import onnx_ir as ir
 
+    from squeeze.exporter.cache import cache_scales
     from squeeze.runtimes import MODEL_FILE, open_session
+    from squeeze.simulation import simulation
 
     settings = settings or VerifySettings()
     graph = ir.load(folder / MODEL_FILE)
+    cache = cache_scales(graph)
+    simulated = simulation(model, cache)
     checks = [_check_interface(graph, model), *_check_integers(graph, model)]
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
     in_parts = any(node.op_type == "DynamicQuantizeLSTM" for node in graph.graph)
     session = open_session(folder, "onnxruntime", threads=1 if in_parts else None)
     try:
-        checks += _check_outputs(session, model, settings, rng)
+        if cache is not None:
+            checks += _check_cache(graph, cache)
+        checks += _check_outputs(session, model, simulated, settings, rng)
     finally:
         session.close()
     if model.task == "causal-lm" and settings.greedy_tokens:
-        checks += _check_greedy(model, folder, settings, rng)
+        checks += _check_greedy(model, simulated, folder, settings, rng)
     return checks
 
 
@@ -149,8 +156,28 @@ def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerW
     return int((found != wanted).sum()) if found.shape == wanted.shape else found.size
 
 
+def _check_cache(graph: "ir.Model", cache: "CacheScales") -> Iterator[Check]:
+    """An int8 cache: its tensors' types, and that every layer has the scales that were calibrated for it.
+
+    The simulation takes the graph's own scales, so with wrong ones the two would agree and only answer badly.
+    """
+    import onnx_ir as ir
+
+    from squeeze.exporter.cache import CALIBRATED
+
+    values = [
+        v for v in (*graph.graph.inputs, *graph.graph.outputs) if (v.name or "").startswith(("past_", "present."))
+    ]
+    floats = [v.name for v in values if v.dtype != ir.DataType.INT8]
+    detail = f"first {floats[0]}" if floats else f"{len(values)} tensors"
+    yield _check("cache tensors that are not int8", len(floats), 0, detail)
+    differs = cache.digest != graph.metadata_props.get(CALIBRATED)
+    detail = f"{cache.layers} layers, a scale for each {cache.granularity}"
+    yield _check("cache scales other than those calibrated", int(differs), 0, detail)
+
+
 def _check_outputs(
-    session: "Session", model: "Model", settings: VerifySettings, rng: np.random.Generator
+    session: "Session", model: "Model", simulated: "nn.Module", settings: VerifySettings, rng: np.random.Generator
 ) -> Iterator[Check]:
     """Relative error |y − ŷ| / |y| at each shape, over the positions that are not padding.
 
@@ -158,9 +185,6 @@ def _check_outputs(
     computations drift apart. There the limit is the error of that rounding itself, at this input (ROUNDINGS): the export may not
     be much further from the simulation than the simulation is from the network with unrounded activations.
     """
-    from squeeze.simulation import simulation
-
-    simulated = simulation(model)
     for batch, length in settings.shapes:
         for padded in (False, True) if batch > 1 and "attention_mask" in model.text_inputs else (False,):
             name = f"outputs {batch}×{length}{' padded' if padded else ''}"
@@ -215,18 +239,18 @@ def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int6
     return answer(out, model.task).numpy()
 
 
-def _check_greedy(model: "Model", folder: Path, settings: VerifySettings, rng: np.random.Generator) -> Iterator[Check]:
+def _check_greedy(
+    model: "Model", simulated: "nn.Module", folder: Path, settings: VerifySettings, rng: np.random.Generator
+) -> Iterator[Check]:
     """Greedy tokens of the export, judged by the source: at each step, how far below its best logit is the chosen one?
 
     Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
     so the distance is given relative to the spread (standard deviation) of that step's logits.
     """
     from squeeze.runtimes import default_runtimes, open_session
-    from squeeze.simulation import simulation
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
-    limit = settings.tolerance or (FLOAT_TOLERANCE if model.activations == "float" else GREEDY_TOLERANCE)
-    simulated = simulation(model)
+    limit = settings.tolerance or (FLOAT_TOLERANCE if simulated is model.network else GREEDY_TOLERANCE)
     for runtime in ("onnxruntime-genai", "onnxruntime"):
         if runtime not in default_runtimes(folder):
             continue
