@@ -16,12 +16,14 @@ from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import ExportError, RecipeError
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx, save_graph
 from squeeze.exporter.cache import attentions, cache_scales
-from squeeze.kv_cache import CacheScales, cache_int8, calibrated, change_cache, simulate_cache
-from squeeze.model import Model, load_model
+from squeeze.kv_cache import cache_int8, calibrated, change_cache
+from squeeze.model import Model, load_model, load_tokenizer
+from squeeze.recipe import read_recipe
 from squeeze.runtimes import open_session
 from squeeze.simulation import simulation
 from squeeze.verification import call, verify
 
+TOP = Path(__file__).resolve().parents[1]
 DECODERS = ("tiny_llama_folder", "tiny_qwen2_folder")
 
 
@@ -208,6 +210,17 @@ def test_scales_for_a_float_cache_are_refused() -> None:
         ExportSettings(kv_scales="tensor")
 
 
+def test_a_recipe_without_calibration_texts_is_refused_before_any_work() -> None:
+    recipe = TOP / "recipes" / "smollm2-int8.yaml"
+    assert read_recipe(recipe, ["export.kv_cache=int8", "export.kv_scales=tensor"]).export is not None
+    with pytest.raises(
+        RecipeError, match=r"scales from calibration texts, and there are none. Set data.splits.calibration"
+    ):
+        read_recipe(recipe, ["export.kv_cache=int8", "data.splits.calibration=0"])
+    with pytest.raises(RecipeError, match="the cache is float32. Set kv_cache: int8, or drop it"):
+        read_recipe(recipe, ["export.kv_scales=tensor"])
+
+
 def test_the_command_keeps_both_exports_and_the_card_counts_a_byte_a_number(
     tiny_llama_folder: Path, tmp_path: Path
 ) -> None:
@@ -231,7 +244,7 @@ def test_the_command_keeps_both_exports_and_the_card_counts_a_byte_a_number(
     assert cost(plain).cache_bytes_per_token == 4 * cost(small).cache_bytes_per_token
 
 
-def test_a_windows_cache_is_simulated_as_it_is_exported(tmp_path: Path) -> None:
+def test_a_windows_cache_is_simulated_as_it_is_exported(tiny_llama_folder: Path, tmp_path: Path) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
     config = MistralConfig(
@@ -240,8 +253,6 @@ def test_a_windows_cache_is_simulated_as_it_is_exported(tmp_path: Path) -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     network = MistralForCausalLM(config).eval().requires_grad_(False)
-    model = Model(network, None, "causal-lm", "own", config.to_dict())
-    scales = calibrated(network, texts(24))
-    assert isinstance(scales, CacheScales)
-    simulate_cache(network, scales)
-    assert np.isfinite(call(network, model, texts(24)[0])).all()
+    model = Model(network, load_tokenizer(tiny_llama_folder), "causal-lm", "own", config.to_dict())
+    export_onnx(model, tmp_path, ExportSettings(kv_cache="int8"), texts())
+    assert [c for c in verify(model, tmp_path) if not c.passed] == []
