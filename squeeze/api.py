@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from squeeze.artifact import Artifact, claim, is_artifact, read_artifact
-from squeeze.errors import ArtifactError, QuantizeError, RecipeError
+from squeeze.errors import ArtifactError, ExportError, QuantizeError, RecipeError
 from squeeze.measuring import bench, exports, self_check, torch_artifacts
 from squeeze.pipeline import (
     Progress,
     apply_stage,
     export_artifact,
+    export_name,
     keep_source,
     parent_of,
     require,
+    to_export,
     verify_artifact,
 )
 from squeeze.pipeline import run as run_recipe
@@ -75,18 +77,37 @@ def quantize(
 
 def export(
     model: str | Path, out: str | Path | None = None, *, graph: Literal["auto", "genai", "dynamo"] = "auto", source: bool = True,
+    kv_cache: Literal["float32", "int8"] = "float32", kv_scales: Literal["channel", "tensor"] | None = None,
+    data: dict[str, Any] | None = None, seed: int = 0,
     task: str | None = None, weights: str | None = None, revision: str | None = None,
 ) -> Artifact:  # fmt: skip
-    """Export a model, an artifact, or the last artifact of a run folder to ONNX; with `source` the first one as well."""
-    from squeeze.exporter import ExportSettings
+    """Export a model, an artifact, or the last artifact of a run folder to ONNX; with `source` the first one as well.
 
-    settings = ExportSettings(graph=graph, source=source)
+    `data` is as in a recipe; its calibration split gives an int8 cache its scales. Raises ExportError for data that nothing reads.
+    """
+    from squeeze.data import DataSettings, load_data
+    from squeeze.exporter import ExportSettings
+    from squeeze.model import load_tokenizer
+    from squeeze.recipe import validated
+
+    given = {"graph": graph, "source": source, "kv_cache": kv_cache, "kv_scales": kv_scales}
+    settings = validated(ExportSettings, given, "export")
+    texts = None if data is None else validated(DataSettings, data, "data")
+    if texts is not None and not settings.needs_data:
+        raise ExportError("an export with a float cache reads no texts. Add --kv-cache int8, or drop data.")
+    if settings.needs_data and (texts is None or texts.splits.calibration == 0):
+        raise ExportError(
+            "an int8 cache takes its scales from calibration texts, and there are none. Name some with --data."
+        )
     with _parent(model, out, task, weights, revision) as parent:
         folder = parent.folder.parent
-        first = folder / "0-source"
-        if source and parent.name != "0-source" and is_artifact(first):
-            export_artifact(read_artifact(first), folder / "export-0-source", settings)
-        return export_artifact(parent, folder / f"export-{parent.name}", settings)
+        place = folder / "0-source"
+        source_artifact = parent if parent.name == "0-source" or not is_artifact(place) else read_artifact(place)
+        loaded = None if texts is None else load_data(texts, parent.manifest.task, load_tokenizer(parent.folder), seed)
+        return [
+            export_artifact(artifact, folder / export_name(artifact, chosen), chosen, loaded)
+            for artifact, chosen in to_export(source_artifact, parent, settings)
+        ][-1]
 
 
 def verify(

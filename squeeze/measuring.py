@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from squeeze.artifact import Artifact, is_artifact, read_artifact
 from squeeze.errors import ArtifactError, SqueezeError
-from squeeze.pipeline import Progress, Step, make_report
+from squeeze.pipeline import INT8_CACHE, Progress, Step, make_report
 from squeeze.report.schema import Cost, Report
 from squeeze.report.store import add
 
@@ -159,7 +159,7 @@ def run_artifacts(folder: Path) -> list[Path]:
 
 def exports(folder: Path) -> list[Path]:
     """The exports of a run folder's artifacts, in their order."""
-    named = [folder / f"export-{p.name}" for p in torch_artifacts(folder)]
+    named = [folder / f"export-{p.name}{cache}" for p in torch_artifacts(folder) for cache in ("", INT8_CACHE)]
     return [path for path in named if is_artifact(path)]
 
 

@@ -51,6 +51,8 @@ MODEL_NAMES = (
 )
 CALIBRATION_TOKENS = 4096
 """Tokens that a stage runs at once: enough to keep the matrix units busy, few enough to fit beside the weights."""
+INT8_CACHE = "-int8-cache"
+"""Ends the names of exports that keep keys and values as int8."""
 WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 
@@ -172,10 +174,9 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
         yield Step((chain[-1],))
     exported: list[Artifact] = []
     if recipe.export is not None:
-        ends = [chain[-1]] if len(chain) == 1 or not recipe.export.source else [source, chain[-1]]
-        for artifact in ends:
+        for artifact, settings in to_export(source, chain[-1], recipe.export):
             say(f"export {artifact.name}", len(chain) + 1 + len(exported), total)
-            export = export_artifact(artifact, out / f"export-{artifact.name}", recipe.export)
+            export = export_artifact(artifact, out / export_name(artifact, settings), settings, data)
             exported.append(export)
             yield Step((export,))
             if recipe.verify is not None:
@@ -291,17 +292,32 @@ def _training(data: "Data", split: "Split", model: "Model", stage: "QatStage") -
     return found
 
 
-def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") -> Artifact:
-    """A torch artifact as an ONNX artifact; reused where parent and settings are the same."""
+def to_export(source: Artifact, last: Artifact, settings: "ExportSettings") -> "list[tuple[Artifact, ExportSettings]]":
+    """What is exported and how: the result, and before it the source, whose cache stays in float as it was."""
+    plain = settings.model_copy(update={"kv_cache": "float32", "kv_scales": None})
+    first = [(source, plain)] if settings.source and (source, plain) != (last, settings) else []
+    return [*first, (last, settings)]
+
+
+def export_name(artifact: Artifact, settings: "ExportSettings") -> str:
+    """The folder of an export: one with an int8 cache lies beside that with a float one."""
+    return f"export-{artifact.name}" + (INT8_CACHE if settings.kv_cache == "int8" else "")
+
+
+def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", data: "Data | None" = None) -> Artifact:
+    """A torch artifact as an ONNX artifact; reused where parent, settings and the texts they read are the same."""
     from squeeze.compress.sizes import export_bytes
     from squeeze.exporter import export_onnx, is_by_builder
     from squeeze.model import load_model
 
+    split = data.splits.get("calibration") if data is not None and settings.needs_data else None
+    used = {} if split is None else {"calibration": split.digest}
     inputs = digest_json(
         {
             "squeeze": __version__,
             "parent": parent.digest,
             "export": settings.model_dump(mode="json", exclude={"source"}),
+            "data": dict(used),
         }
     )
     found = reusable(folder, inputs)
@@ -312,7 +328,8 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") 
     predicted = export_bytes(model, by_builder=is_by_builder(model, settings))
 
     def fill(place: Path) -> StageRecord:
-        notes = export_onnx(model, place, settings)
+        texts = () if split is None or data is None else _calibration(data, split, model)
+        notes = export_onnx(model, place, settings, texts)
         seconds = time.monotonic() - clock
         return StageRecord(
             kind="export",
@@ -323,7 +340,7 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings") 
             predicted_bytes=predicted,
         )
 
-    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra={}, form="onnx")
+    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra={}, form="onnx", data=used)
 
 
 def verify_artifact(parent: Artifact, export: Artifact, settings: "VerifySettings", seed: int) -> ArtifactChecks:

@@ -62,6 +62,11 @@ class Recipe(BaseModel):
             k == "qat" and before not in ("quantize", "qat") for before, k in pairwise(kinds)
         ):
             raise ValueError("qat trains what a quantize stage has made. Put one right before it.")
+        if self.export is not None and self.export.needs_data and self.data.splits.calibration == 0:
+            raise ValueError(
+                "export.kv_cache: int8 takes its scales from calibration texts, and there are none. Set data.splits.calibration, "
+                "or drop kv_cache."
+            )
         if self.verify is not None and self.export is None:
             raise ValueError("verify checks an export, and there is none. Add a line `export: {}`, or drop verify.")
         return self

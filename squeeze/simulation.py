@@ -14,17 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.integers import IntegerWeight, block_int8, dynamic_uint8, reciprocal, static_uint8
+from squeeze.kv_cache import CacheScales, simulate_cache
 from squeeze.model import Model, aliases, answer
 from squeeze.recurrent import simulate
 
 
-def simulation(model: Model) -> nn.Module:
-    """The artifact's network as its export computes: a copy that rounds activations, or the network itself if none are."""
-    if model.activations == "float":
+def simulation(model: Model, cache: CacheScales | None = None) -> nn.Module:
+    """The artifact's network as its export computes: a copy that rounds activations, or the network itself if none are.
+
+    `cache`: the scales of an int8 cache, where the export has one.
+    """
+    if model.activations == "float" and cache is None:
         return model.network
     twin = copy.copy(model)
     twin.network = copy.deepcopy(model.network)
     simulate_activations(twin)
+    if cache is not None:
+        simulate_cache(twin.network, cache)
     return twin.network
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from squeeze.integers import IntegerWeight
+    from squeeze.kv_cache import CacheScales
     from squeeze.model import Model
     from squeeze.runtimes import Session
 
@@ -64,10 +65,14 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     import onnx_ir as ir
 
     from squeeze.exporter.half import COMPUTES
+    from squeeze.exporter.cache import cache_scales
     from squeeze.runtimes import MODEL_FILE, open_session
+    from squeeze.simulation import simulation
 
     settings = settings or VerifySettings()
     graph = ir.load(folder / MODEL_FILE)
+    cache = cache_scales(graph)
+    simulated = simulation(model, cache)
     checks = [_check_interface(graph, model), *_check_integers(graph, model), *_check_input_grids(graph, model)]
     checks += _check_halves(graph, model)
     in_half = model.half is not None and graph.metadata_props.get(COMPUTES) == model.half.dtype
@@ -78,11 +83,13 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     if isinstance(session, Failure):
         return [*checks, session.check("opens in onnxruntime")]
     try:
-        checks += _check_outputs(session, model, settings, rng, in_half)
+        if cache is not None:
+            checks += _check_cache(graph, cache)
+        checks += _check_outputs(session, model, simulated, settings, rng, in_half)
     finally:
         session.close()
     if model.task == "causal-lm" and settings.greedy_tokens:
-        checks += _check_greedy(model, folder, settings, rng, in_half)
+        checks += _check_greedy(model, simulated, folder, settings, rng, in_half)
     return checks
 
 
@@ -261,8 +268,33 @@ def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerW
     return int((found != wanted).sum()) if found.shape == wanted.shape else found.size
 
 
+def _check_cache(graph: "ir.Model", cache: "CacheScales") -> Iterator[Check]:
+    """An int8 cache: its tensors' types, and that every layer has the scales that were calibrated for it.
+
+    The simulation takes the graph's own scales, so with wrong ones the two would agree and only answer badly.
+    """
+    import onnx_ir as ir
+
+    from squeeze.exporter.cache import CALIBRATED
+
+    values = [
+        v for v in (*graph.graph.inputs, *graph.graph.outputs) if (v.name or "").startswith(("past_", "present."))
+    ]
+    floats = [v.name for v in values if v.dtype != ir.DataType.INT8]
+    detail = f"first {floats[0]}" if floats else f"{len(values)} tensors"
+    yield _check("cache tensors that are not int8", len(floats), 0, detail)
+    differs = cache.digest != graph.metadata_props.get(CALIBRATED)
+    detail = f"{cache.layers} layers, a scale for each {cache.granularity}"
+    yield _check("cache scales other than those calibrated", int(differs), 0, detail)
+
+
 def _check_outputs(
-    session: "Session", model: "Model", settings: VerifySettings, rng: np.random.Generator, in_half: bool
+    session: "Session",
+    model: "Model",
+    simulated: "nn.Module",
+    settings: VerifySettings,
+    rng: np.random.Generator,
+    in_half: bool,
 ) -> Iterator[Check]:
     """Relative error |y − ŷ| / |y| at each shape, over the positions that are not padding.
 
@@ -272,9 +304,7 @@ def _check_outputs(
     16 bits is held to the error that rounding each layer's outputs to that type makes, and to no less than the type's epsilon.
     """
     from squeeze.halves import rounded
-    from squeeze.simulation import simulation
 
-    simulated = simulation(model)
     for batch, length in settings.shapes:
         for padded in (False, True) if batch > 1 and "attention_mask" in model.text_inputs else (False,):
             name = f"outputs {batch}×{length}{' padded' if padded else ''}"
@@ -338,7 +368,12 @@ def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int6
 
 
 def _check_greedy(
-    model: "Model", folder: Path, settings: VerifySettings, rng: np.random.Generator, in_half: bool
+    model: "Model",
+    simulated: "nn.Module",
+    folder: Path,
+    settings: VerifySettings,
+    rng: np.random.Generator,
+    in_half: bool,
 ) -> Iterator[Check]:
     """Greedy tokens of the export, judged by the source: at each step, how far below its best logit is the chosen one?
 
@@ -346,12 +381,10 @@ def _check_greedy(
     so the distance is given relative to the spread (standard deviation) of that step's logits.
     """
     from squeeze.runtimes import default_runtimes
-    from squeeze.simulation import simulation
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens
     exact = GREEDY_EPSILONS * model.half.epsilon if in_half and model.half is not None else FLOAT_TOLERANCE
-    limit = settings.tolerance or (exact if model.activations == "float" else GREEDY_TOLERANCE)
-    simulated = simulation(model)
+    limit = settings.tolerance or (exact if simulated is model.network else GREEDY_TOLERANCE)
     for runtime in ("onnxruntime-genai", "onnxruntime"):
         if runtime not in default_runtimes(folder):
             continue

@@ -35,7 +35,7 @@ def cost(artifact: Artifact) -> Cost:
         read_bytes=round(multiplied * bytes_each) if known else None,
         operations_per_token=2.0 * multiplied if known else None,
         operations_per_pair=4.0 * _attention_width(config) * int(layers or 0) if known else None,
-        cache_bytes_per_token=_cache(config) if known and decodes else None,
+        cache_bytes_per_token=_cache(config, artifact) if known and decodes else None,
         arithmetic="int8" if is_integer(artifact) else "float32",
     )  # fmt: skip
 
@@ -55,12 +55,14 @@ def _tables(config: dict[str, Any]) -> int:
     return rows * hidden
 
 
-def _cache(config: dict[str, Any]) -> float:
-    """Bytes of keys and values that a token leaves, in float32."""
+def _cache(config: dict[str, Any], artifact: Artifact) -> float:
+    """Bytes of keys and values that a token leaves: four for each number in float32, one where the export keeps them as int8."""
     heads = _named(config, HEADS) or 1
     groups = int(config.get("num_key_value_heads") or heads)
     width = int(config.get("head_dim") or (_named(config, HIDDEN) or 0) // heads)
-    return 2.0 * 4 * (_named(config, LAYERS) or 0) * groups * width
+    record = artifact.manifest.record
+    each = 1 if record is not None and record.settings.get("kv_cache") == "int8" else 4
+    return 2.0 * each * (_named(config, LAYERS) or 0) * groups * width
 
 
 def _attention_width(config: dict[str, Any]) -> int:

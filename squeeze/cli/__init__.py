@@ -172,6 +172,26 @@ def export(
         str, typer.Option(help="auto, genai (onnxruntime-genai's builder) or dynamo (torch's exporter).")
     ] = "auto",
     source: Annotated[bool, typer.Option(help="Export the run folder's source as well, to compare with.")] = True,
+    kv_cache: Annotated[
+        str, typer.Option(help="Keys and values between tokens: float32, or int8, which needs --data.")
+    ] = "float32",
+    kv_scales: Annotated[
+        str | None, typer.Option(help="What shares a scale of an int8 cache: channel or tensor; none: channel.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
+    ] = None,
+    calibration: Annotated[int, typer.Option(help="Blocks of 512 tokens to calibrate an int8 cache with.")] = 16,
+    evaluate: Annotated[
+        int,
+        typer.Option(
+            help="Blocks left aside, so that `squeeze bench` with the same --data and --evaluate scores others."
+        ),
+    ] = 200,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="More of data, such as --set data.block_size=256.")
+    ] = None,
+    seed: Seed = 0,
     task: Task = None,
     weights: Weights = None,
     revision: Revision = None,
@@ -181,12 +201,23 @@ def export(
     """Write a model or an artifact as ONNX, integers copied byte for byte."""
     from squeeze import api
     from squeeze.errors import nearest
+    from squeeze.recipe import apply_overrides
 
+    splits = {"evaluate": evaluate, "calibration": calibration}
+    content: dict[str, Any] = {"data": {} if data is None else {"path": data, "splits": splits}}
+    apply_overrides(content, settings or ())
+    if kv_cache not in ("float32", "int8"):
+        raise SqueezeError(f"--kv-cache {kv_cache} is unknown. {nearest(kv_cache, ('float32', 'int8'))}")
+    if kv_scales not in (None, "channel", "tensor"):
+        raise SqueezeError(f"--kv-scales {kv_scales} is unknown. {nearest(kv_scales, ('channel', 'tensor'))}")
     if graph not in ("auto", "genai", "dynamo"):
         raise SqueezeError(f"--graph {graph} is unknown. {nearest(graph, ('auto', 'genai', 'dynamo'))}")
     with console.progress(quiet=quiet) as say:
         say(f"export {model}", 0, 1)
-        artifact = api.export(model, out, graph=graph, source=source, task=task, weights=weights, revision=revision)  # type: ignore[arg-type]
+        artifact = api.export(
+            model, out, graph=graph, source=source, kv_cache=kv_cache, kv_scales=kv_scales, data=content["data"] or None, seed=seed,  # type: ignore[arg-type]
+            task=task, weights=weights, revision=revision,
+        )  # fmt: skip
     _print_artifact(artifact, json)
 
 

@@ -4,17 +4,21 @@ Two ways in (onnxruntime-genai's model builder, and torch's dynamo exporter), on
 that each say what they changed. Integers are copied from the model, never computed here.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from squeeze.errors import ExportError
 from squeeze.runtimes import MODEL_FILE
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
+    from numpy.typing import NDArray
 
+    from squeeze.kv_cache import CacheScales
     from squeeze.model import Model
 
 DATA_FILE = "model.onnx.data"
@@ -36,15 +40,40 @@ class ExportSettings(BaseModel):
     source: bool = Field(
         default=True, description="export the source as well, so that before and after run in one runtime"
     )
+    kv_cache: Literal["float32", "int8"] = Field(
+        default="float32",
+        description="how a decoder keeps keys and values between tokens; int8 needs onnxruntime-genai's graph and calibration texts",
+    )
+    kv_scales: Literal["channel", "tensor"] | None = Field(
+        default=None,
+        description="what shares a scale of an int8 cache: a channel of a head, or all keys (values) of a layer; none: channel",
+    )
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Self:
+        if self.kv_scales is not None and self.kv_cache == "float32":
+            raise ValueError(
+                "kv_scales says how an int8 cache is scaled, and the cache is float32. Set kv_cache: int8, or drop it."
+            )
+        return self
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the export reads calibration texts."""
+        return self.kv_cache == "int8"
 
 
-def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = None) -> tuple[str, ...]:
+def export_onnx(
+    model: "Model", folder: Path, settings: ExportSettings | None = None, texts: "Sequence[Mapping[str, NDArray[np.int64]]]" = ()
+) -> tuple[str, ...]:  # fmt: skip
     """Write `model` as ONNX into the existing, empty `folder`; return notes on what the graph passes did.
+
+    `texts` are calibration batches, for an int8 cache.
 
     Raises ExportError where the architecture cannot be exported, or where an integer weight finds no place in the graph.
     """
     from squeeze.compress.layers import refuse_nonfinite
-    from squeeze.exporter import attention, genai, half, passes, placement, trace
+    from squeeze.exporter import attention, cache, genai, half, passes, placement, trace
 
     settings = settings or ExportSettings()
     refuse_nonfinite(model.network)
@@ -53,6 +82,7 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
             f"onnxruntime-genai's builder does not know {genai.architecture(model)}. Use export.graph: dynamo or auto."
         )
     by_builder = is_by_builder(model, settings)
+    scales = _cache_scales(model, settings, texts, by_builder)
     with genai.built(model, folder) if by_builder else trace.traced(model, settings.opset) as graph:
         notes = ["graph by onnxruntime-genai's model builder" if by_builder else "graph by torch's dynamo exporter"]
         passes.clear_metadata(graph)
@@ -61,6 +91,8 @@ def export_onnx(model: "Model", folder: Path, settings: ExportSettings | None = 
             notes += attention.first_token_only(graph)
         places, said = placement.place_integers(graph, model.integers, model.activations)
         notes += said
+        if scales is not None:
+            notes += cache.int8_cache(graph, scales)
         passes.standard_norms(graph)
         notes += passes.plain_norms(graph)
         notes += passes.share_transposed(graph)
@@ -82,6 +114,23 @@ def is_by_builder(model: "Model", settings: ExportSettings) -> bool:
     from squeeze.exporter import genai
 
     return settings.graph == "genai" or (settings.graph == "auto" and genai.knows(model))
+
+
+def _cache_scales(
+    model: "Model", settings: ExportSettings, texts: "Sequence[Mapping[str, NDArray[np.int64]]]", by_builder: bool
+) -> "CacheScales | None":
+    """Scales of an int8 cache, measured on the network as the export computes it; None for a float cache."""
+    from squeeze.kv_cache import calibrated
+    from squeeze.simulation import simulation
+
+    if settings.kv_cache == "float32":
+        return None
+    if not by_builder:
+        raise ExportError(
+            f"an int8 cache needs GroupQueryAttention, which only onnxruntime-genai's builder writes, and this is the graph of "
+            f"{type(model.network).__name__} by torch's exporter. Drop kv_cache, or use export.graph: auto with a decoder it knows."
+        )
+    return calibrated(simulation(model), texts, settings.kv_scales or "channel")
 
 
 def save_graph(graph: "ir.Model", folder: Path) -> None:

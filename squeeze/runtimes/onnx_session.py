@@ -17,6 +17,8 @@ from squeeze.runtimes.session import (
     timed_generation,
 )
 
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
 
 class OnnxSession:
     """ONNX Runtime: model.onnx of an export, with or without a key-value cache."""
@@ -105,9 +107,9 @@ class OnnxSession:
 
         return timed_generation(step, new_tokens)
 
-    def _empty(self, name: str, batch: int) -> NDArray[np.float32]:
+    def _empty(self, name: str, batch: int) -> NDArray[Any]:
         shape = self._inputs[name].shape
-        kind = np.float16 if self._inputs[name].type == "tensor(float16)" else np.float32
+        kind = CACHE_TYPES[self._inputs[name].type]
         size = shape[3] if isinstance(shape[3], int) else self._head
         return np.zeros((batch, shape[1], 0, size), kind)
 
