@@ -64,8 +64,8 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     """Compare the export in `folder` with `model`, the artifact it was made from; every comparison is one Check."""
     import onnx_ir as ir
 
-    from squeeze.exporter.half import COMPUTES
     from squeeze.exporter.cache import cache_scales
+    from squeeze.exporter.half import COMPUTES
     from squeeze.runtimes import MODEL_FILE, open_session
     from squeeze.simulation import simulation
 
