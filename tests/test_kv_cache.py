@@ -17,7 +17,7 @@ from squeeze.errors import ExportError, RecipeError
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx, save_graph
 from squeeze.exporter.cache import attentions, cache_scales
 from squeeze.kv_cache import cache_int8, calibrated, change_cache
-from squeeze.model import Model, load_model, load_tokenizer
+from squeeze.model import Model, load_model
 from squeeze.recipe import read_recipe
 from squeeze.runtimes import open_session
 from squeeze.simulation import simulation
@@ -242,17 +242,3 @@ def test_the_command_keeps_both_exports_and_the_card_counts_a_byte_a_number(
     assert all(check.passed for check in api.verify(small.folder).checks)
     assert all(check.passed for check in api.verify(run).checks)
     assert cost(plain).cache_bytes_per_token == 4 * cost(small).cache_bytes_per_token
-
-
-def test_a_windows_cache_is_simulated_as_it_is_exported(tiny_llama_folder: Path, tmp_path: Path) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    config = MistralConfig(
-        vocab_size=200, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=128, sliding_window=8, initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    network = MistralForCausalLM(config).eval().requires_grad_(False)
-    model = Model(network, load_tokenizer(tiny_llama_folder), "causal-lm", "own", config.to_dict())
-    export_onnx(model, tmp_path, ExportSettings(kv_cache="int8"), texts())
-    assert [c for c in verify(model, tmp_path) if not c.passed] == []
