@@ -55,7 +55,9 @@ def inspect_model(path: str, *, task: str | None = None, weights: str | None = N
         links = tuple(_link(m) for m in manifests)
         if artifact.manifest.format == "onnx":
             return _inspect_export(artifact, manifests, links)
-        path = str(folder)
+        found, record = _inspect_torch(str(folder), task, weights, links), artifact.manifest.record
+        rows = {} if record is None else {row.name: row for row in record.layers}
+        return found.model_copy(update={"layers": tuple(rows.get(row.name, row) for row in found.layers)})
     return _inspect_torch(path, task, weights, links)
 
 

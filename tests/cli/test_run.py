@@ -231,7 +231,6 @@ def test_mixed_precision_on_the_command_line_says_what_it_kept_and_refuses_two_g
     assert all(row["sensitivity"] is not None for row in record["layers"])
     listed = squeeze("inspect", place / "mixed" / "1-quantize", "--layers", where=place)
     assert "alone" in listed.stdout
-    assert "kept at 8" in listed.stdout
 
 
 @pytest.mark.parametrize("command", ["methods", "schema", "doctor"])
