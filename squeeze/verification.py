@@ -303,32 +303,62 @@ def _check_outputs(
     be much further from the simulation than the simulation is from the network with unrounded activations. A graph that computes in
     16 bits is held to the error that rounding each layer's outputs to that type makes, and to no less than the type's epsilon.
     """
-    from squeeze.halves import rounded
+    compared = list(_compared(model, settings, rng))
+    half_limit = 0.0 if not in_half else _half_limit(model, [inputs for _, inputs in compared])
+    for name, inputs in compared:
+        expected = call(simulated, model, inputs)
+        found = _run(lambda inputs=inputs: session.forward({n: inputs[n] for n in model.text_inputs}))  # type: ignore[misc]
+        if isinstance(found, Failure):
+            yield found.check(name)
+            continue
+        if expected.shape != found.shape:
+            yield _check(name, np.inf, FLOAT_TOLERANCE, f"shape {found.shape}, expected {expected.shape}")
+            continue
+        valid = _valid(expected, inputs)
+        limit, detail = settings.tolerance or FLOAT_TOLERANCE, "relative error against the artifact in torch"
+        if simulated is not model.network and settings.tolerance is None:
+            rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
+            limit = max(ROUNDINGS * rounding, FLOAT_TOLERANCE)
+            detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding activations"
+        if in_half and settings.tolerance is None:
+            limit, detail = (
+                half_limit,
+                f"relative error; the limit is {HALF_ROUNDINGS:g} times that of rounding what layers give",
+            )
+        yield _check(name, _relative(expected[valid], found[valid]), limit, detail)
 
+
+def _compared(
+    model: "Model", settings: VerifySettings, rng: np.random.Generator
+) -> Iterator[tuple[str, dict[str, NDArray[np.int64]]]]:
+    """The inputs to compare at, each with the name of its check."""
     for batch, length in settings.shapes:
         for padded in (False, True) if batch > 1 and "attention_mask" in model.text_inputs else (False,):
-            name = f"outputs {batch}×{length}{' padded' if padded else ''}"
-            inputs = _inputs(model, batch, length, padded, rng)
-            expected = call(simulated, model, inputs)
-            found = _run(lambda inputs=inputs: session.forward({n: inputs[n] for n in model.text_inputs}))  # type: ignore[misc]
-            if isinstance(found, Failure):
-                yield found.check(name)
-                continue
-            if expected.shape != found.shape:
-                yield _check(name, np.inf, FLOAT_TOLERANCE, f"shape {found.shape}, expected {expected.shape}")
-                continue
-            valid = inputs["attention_mask"].astype(bool) if expected.ndim == 3 else np.ones(len(expected), bool)
-            limit, detail = settings.tolerance or FLOAT_TOLERANCE, "relative error against the artifact in torch"
-            if simulated is not model.network and settings.tolerance is None:
-                rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
-                limit = max(ROUNDINGS * rounding, FLOAT_TOLERANCE)
-                detail = f"relative error; the limit is {ROUNDINGS:g} times that of rounding activations"
-            if in_half and model.half is not None and settings.tolerance is None:
-                with rounded(model.network, model.half):
-                    rounding = _relative(expected[valid], call(model.network, model, inputs)[valid])
-                limit = max(HALF_ROUNDINGS * rounding, model.half.epsilon)
-                detail = f"relative error; the limit is {HALF_ROUNDINGS:g} times that of rounding what layers give to {model.half.dtype}"
-            yield _check(name, _relative(expected[valid], found[valid]), limit, detail)
+            yield f"outputs {batch}×{length}{' padded' if padded else ''}", _inputs(model, batch, length, padded, rng)
+
+
+def _valid(expected: NDArray[np.float32], inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """Which outputs count: all but those of padding."""
+    return inputs["attention_mask"].astype(bool) if expected.ndim == 3 else np.ones(len(expected), bool)
+
+
+def _half_limit(model: "Model", compared: list[dict[str, NDArray[np.int64]]]) -> float:
+    """HALF_ROUNDINGS times the largest error that rounding to 16 bits makes at any of the compared inputs; no less than epsilon.
+
+    The largest of all, because a few large numbers of the residual stream make most of it, and how those fall is chance.
+    """
+    from squeeze.halves import rounded
+
+    if model.half is None:
+        return FLOAT_TOLERANCE
+    errors = []
+    for inputs in compared:
+        expected = call(model.network, model, inputs)
+        with rounded(model.network, model.half):
+            found = call(model.network, model, inputs)
+        valid = _valid(expected, inputs)
+        errors.append(_relative(expected[valid], found[valid]))
+    return max(HALF_ROUNDINGS * max(errors, default=0.0), model.half.epsilon)
 
 
 def _relative(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:

@@ -124,6 +124,6 @@ def test_an_own_lstm_module_exports_and_verifies_in_every_scheme(scheme: str | N
     if scheme is not None:
         QuantizeStage(scheme=scheme).apply(model, calibration(model))
         lstm = {f"lstm.weight_{kind}_l{layer}" for kind in ("ih", "hh") for layer in (0, 1)}
-        assert set(model.integers) == {"embedding.weight", *lstm}
+        assert set(model.integers) == (set() if model.half else {"embedding.weight", *lstm})
     export_onnx(model, tmp_path)
     assert [c for c in verify(model, tmp_path) if not c.passed] == []
