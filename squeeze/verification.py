@@ -4,16 +4,16 @@ Verification compares with the artifact the export was made from, simulated in t
 compression cost is the benchmark's business. A failed check fails the run: nothing measured on a wrong graph is worth having.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from squeeze.contents import check, check_cache, check_halves, check_input_grids, check_integers
 from squeeze.errors import SqueezeError
 from squeeze.report.schema import Check
 from squeeze.tasks import TASKS
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-    from squeeze.integers import IntegerWeight
-    from squeeze.kv_cache import CacheScales
     from squeeze.model import Model
     from squeeze.runtimes import Session
 
@@ -38,7 +36,6 @@ GREEDY_EPSILONS = 32
 """The same for weights and sums in 16 bits, in units of the type's epsilon: 0.03 for float16."""
 PAD_SHARE = 3
 """In padded batches the last row keeps one token in three."""
-PRODUCTS = ("MatMulInteger", "MatMulIntegerToFloat")
 MESSAGE = 300
 """Characters of a runtime's message that are kept: it may name every input."""
 Answer = TypeVar("Answer")
@@ -73,18 +70,18 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     graph = ir.load(folder / MODEL_FILE)
     cache = cache_scales(graph)
     simulated = simulation(model, cache)
-    checks = [_check_interface(graph, model), *_check_integers(graph, model), *_check_input_grids(graph, model)]
-    checks += _check_halves(graph, model)
+    checks = [_check_interface(graph, model), *check_integers(graph, model), *check_input_grids(graph, model)]
+    checks += check_halves(graph, model)
     in_half = model.half is not None and graph.metadata_props.get(COMPUTES) == model.half.dtype
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
     in_parts = any(node.op_type == "DynamicQuantizeLSTM" for node in graph.graph)
     session = _run(lambda: open_session(folder, "onnxruntime", threads=1 if in_parts else None))
     if isinstance(session, Failure):
-        return [*checks, session.check("opens in onnxruntime")]
+        return [*checks, session.failed("opens in onnxruntime")]
     try:
         if cache is not None:
-            checks += _check_cache(graph, cache)
+            checks += check_cache(graph, cache)
         checks += _check_outputs(session, model, simulated, settings, rng, in_half)
     finally:
         session.close()
@@ -99,10 +96,10 @@ class Failure:
 
     error: Exception
 
-    def check(self, name: str) -> Check:
+    def failed(self, name: str) -> Check:
         """It as a check that failed, with the runtime's own words."""
         said = " ".join(str(self.error).split()) or "no message"
-        return _check(name, np.inf, 0, f"{type(self.error).__name__}: {said[:MESSAGE]}")
+        return check(name, np.inf, 0, f"{type(self.error).__name__}: {said[:MESSAGE]}")
 
 
 def _run(ask: Callable[[], Answer]) -> Answer | Failure:
@@ -116,12 +113,6 @@ def _run(ask: Callable[[], Answer]) -> Answer | Failure:
         raise
     except Exception as error:
         return Failure(error)
-
-
-def _check(name: str, value: float, limit: float, detail: str) -> Check:
-    finite = bool(np.isfinite(value))
-    return Check(name=name, value=float(value) if finite else float(np.finfo(np.float64).max), limit=limit,
-                 passed=finite and value <= limit, detail=detail)  # fmt: skip
 
 
 def _check_interface(graph: "ir.Model", model: "Model") -> Check:
@@ -143,149 +134,7 @@ def _check_interface(graph: "ir.Model", model: "Model") -> Check:
     if model.task == "causal-lm" and model.factory is None and not past:
         problems.append("a decoder without key-value cache")
     detail = "; ".join(problems) or f"{len(inputs)} inputs, {len(outputs)} outputs, free batch and sequence"
-    return _check("names and axes", len(problems), 0, detail)
-
-
-def _check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
-    """Every integer and every scale of the artifact, against the bytes in the graph's initializers."""
-    from squeeze.exporter.outliers import differing_outliers
-    from squeeze.exporter.placement import integers_in_graph, scales_in_graph
-
-    if not model.integers:
-        return
-    places: list[dict[str, Any]] = json.loads(graph.metadata_props.get("squeeze.integers", "[]"))
-    read = {v.name for node in graph.graph.all_nodes() for v in node.inputs if v is not None}
-    differing, floats, seen = 0, 0, set()
-    for place in places:
-        weights = [model.integers[name] for name in place["layers"]]
-        value = graph.graph.initializers.get(place["initializer"])
-        if value is None or value.const_value is None or value.name not in read:
-            continue
-        found = integers_in_graph(value.const_value.numpy(), place["layout"], weights)
-        scale = graph.graph.initializers[place["initializer"].removesuffix(".integers") + ".scale"].const_value
-        scales = b"" if scale is None else scales_in_graph(scale.numpy(), place["layout"]).tobytes()
-        differing += int(scales != np.concatenate([w.scale.numpy().ravel() for w in weights]).tobytes())
-        differing += _differing_zero_points(
-            graph, place["initializer"].removesuffix(".integers") + ".zero_point", weights
-        )
-        floats += differing_outliers(graph.graph, place["layers"], weights)
-        for name, array, weight in zip(place["layers"], found, weights, strict=True):
-            same = array.dtype == weight.integers.numpy().dtype and array.shape == weight.integers.shape
-            differing += int((array != weight.integers.numpy()).sum()) if same else weight.integers.numel()
-            seen.add(name)
-    absent = sorted(set(model.integers) - seen)
-    count = sum(w.integers.numel() for w in model.integers.values())
-    detail = f"{len(model.integers)} matrices, {count:,} integers and their scales"
-    yield _check("integer bytes that differ", differing, 0, detail)
-    kept = [w.outliers for w in model.integers.values() if w.outliers is not None]
-    if kept:
-        numbers = sum(outliers.columns.numel() for outliers in kept)
-        detail = f"{len(kept)} matrices, {numbers:,} float weights of outlier channels and the channels that they meet"
-        yield _check("outlier weights that differ", floats, 0, detail)
-    yield _check(
-        "integer matrices missing",
-        len(absent),
-        0,
-        f"first {absent[0]}" if absent else "all are in the graph and read by a node",
-    )
-
-
-def _check_halves(graph: "ir.Model", model: "Model") -> Iterator[Check]:
-    """Every 16-bit tensor of the artifact, byte for byte among the graph's initializers."""
-    from squeeze.exporter.half import missing_halves
-
-    if model.half is None:
-        return
-    absent = missing_halves(graph, model.network, model.half)
-    count = [parameter.numel() for _, parameter in model.half.tensors(model.network)]
-    found = f"{len(count)} tensors, {sum(count):,} values, byte for byte"
-    yield _check(f"{model.half.dtype} tensors missing", len(absent), 0, f"first {absent[0]}" if absent else found)
-
-
-def _check_input_grids(graph: "ir.Model", model: "Model") -> Iterator[Check]:
-    """Scale, zero point and divisor of every input whose rounding is fixed, in the nodes that the integer products read.
-
-    Outputs alone would not tell: a range that is a little off moves them no more than rounding does.
-    """
-    fixed = {name for name, weight in model.integers.items() if weight.inputs is not None or weight.divisor is not None}
-    if not fixed:
-        return
-    places = json.loads(graph.metadata_props.get("squeeze.integers", "[]"))
-    layers = {place["initializer"]: place["layers"] for place in places}
-    differing: list[str] = []
-    seen: set[str] = set()
-    for node in graph.graph.all_nodes():
-        matrix = node.inputs[1].name if len(node.inputs) > 1 and node.inputs[1] is not None else ""
-        for name in layers.get(matrix, ()) if node.op_type in PRODUCTS else ():
-            if name in fixed:
-                seen.add(name)
-                differing += [name] * (not _reads_grid(node, model.integers[name]))
-    wrong = sorted({*differing, *(fixed - seen)})
-    detail = f"first {wrong[0]}" if wrong else f"scales, zero points and divisors of {len(fixed)} layers' inputs"
-    yield _check("input ranges that differ", len(wrong), 0, detail)
-
-
-def _reads_grid(product: "ir.Node", weight: "IntegerWeight") -> bool:
-    """Whether a product's first input was divided and rounded as the artifact says, and is scaled back by the same numbers."""
-    from squeeze.integers import reciprocal
-
-    quantize = product.inputs[0].producer() if product.inputs[0] is not None else None
-    if quantize is None or quantize.op_type != ("DynamicQuantizeLinear" if weight.inputs is None else "QuantizeLinear"):
-        return False
-    if weight.inputs is not None:
-        grid = (np.float32(weight.inputs.scale), np.uint8(weight.inputs.zero_point))
-        static = product.op_type == "MatMulIntegerToFloat"
-        scaled_back = (product.inputs[2], product.inputs[4]) if static and len(product.inputs) > 4 else ()
-        if not scaled_back or [_constant(v) for v in (*quantize.inputs[1:3], *scaled_back)] != [*grid, *grid]:
-            return False
-    if weight.divisor is None:
-        return True
-    divide = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None
-    factors = (
-        [v.const_value.numpy() for v in divide.inputs if v is not None and v.const_value is not None] if divide else []
-    )
-    wanted = reciprocal(weight.divisor).numpy()
-    return divide is not None and divide.op_type == "Mul" and any(np.array_equal(f, wanted) for f in factors)
-
-
-def _constant(value: "ir.Value | None") -> Any:
-    """The one number that an input always is, of its own type; None where it is none."""
-    if value is None or value.const_value is None or value.const_value.size != 1:
-        return None
-    return value.const_value.numpy().reshape(-1)[0]
-
-
-def _differing_zero_points(graph: "ir.Model", name: str, weights: "list[IntegerWeight]") -> int:
-    """How many zero points in the graph are not the artifact's; where one holds for all, the operator's definition says it."""
-    from squeeze.integers import pack
-
-    expected = [pack(w.zero_point, w.bits).numpy() for w in weights if not isinstance(w.zero_point, int)]
-    value = graph.graph.initializers.get(name)
-    if value is None or value.const_value is None:
-        return sum(array.size for array in expected)
-    found = value.const_value.numpy()
-    wanted = np.concatenate(expected) if expected else np.empty(0, np.uint8)
-    return int((found != wanted).sum()) if found.shape == wanted.shape else found.size
-
-
-def _check_cache(graph: "ir.Model", cache: "CacheScales") -> Iterator[Check]:
-    """An int8 cache: its tensors' types, and that every layer has the scales that were calibrated for it.
-
-    The simulation takes the graph's own scales, so with wrong ones the two would agree and only answer badly.
-    """
-    import onnx_ir as ir
-
-    from squeeze.exporter.cache import CALIBRATED
-
-    values = [
-        v for v in (*graph.graph.inputs, *graph.graph.outputs) if (v.name or "").startswith(("past_", "present."))
-    ]
-    floats = [v.name for v in values if v.dtype != ir.DataType.INT8]
-    detail = f"first {floats[0]}" if floats else f"{len(values)} tensors"
-    yield _check("cache tensors that are not int8", len(floats), 0, detail)
-    differs = cache.digest != graph.metadata_props.get(CALIBRATED)
-    detail = f"{cache.layers} layers, a scale for each {cache.granularity}"
-    yield _check("cache scales other than those calibrated", int(differs), 0, detail)
+    return check("names and axes", len(problems), 0, detail)
 
 
 def _check_outputs(
@@ -309,10 +158,10 @@ def _check_outputs(
         expected = call(simulated, model, inputs)
         found = _run(lambda inputs=inputs: session.forward({n: inputs[n] for n in model.text_inputs}))  # type: ignore[misc]
         if isinstance(found, Failure):
-            yield found.check(name)
+            yield found.failed(name)
             continue
         if expected.shape != found.shape:
-            yield _check(name, np.inf, FLOAT_TOLERANCE, f"shape {found.shape}, expected {expected.shape}")
+            yield check(name, np.inf, FLOAT_TOLERANCE, f"shape {found.shape}, expected {expected.shape}")
             continue
         valid = _valid(expected, inputs)
         limit, detail = settings.tolerance or FLOAT_TOLERANCE, "relative error against the artifact in torch"
@@ -325,7 +174,7 @@ def _check_outputs(
                 half_limit,
                 f"relative error; the limit is {HALF_ROUNDINGS:g} times that of rounding what layers give",
             )
-        yield _check(name, _relative(expected[valid], found[valid]), limit, detail)
+        yield check(name, _relative(expected[valid], found[valid]), limit, detail)
 
 
 def _compared(
@@ -420,7 +269,7 @@ def _check_greedy(
             continue
         tokens = _run(lambda runtime=runtime: _generated(folder, runtime, prompt, count))  # type: ignore[misc]
         if isinstance(tokens, Failure):
-            yield tokens.check(f"greedy tokens, {runtime}")
+            yield tokens.failed(f"greedy tokens, {runtime}")
             continue
         ids = np.concatenate([prompt, tokens], axis=1)
         logits = call(simulated, model, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[
@@ -432,7 +281,7 @@ def _check_greedy(
         regret = (logits.max(axis=1) - chosen) / np.std(logits, axis=1, where=np.isfinite(logits))
         same = int((logits.argmax(axis=1) == tokens[0]).sum())
         detail = f"{same} of {count} are the artifact's own choice; worst distance to it in standard deviations of the logits"
-        yield _check(f"greedy tokens, {runtime}", float(regret.max()), limit, detail)
+        yield check(f"greedy tokens, {runtime}", float(regret.max()), limit, detail)
 
 
 def _generated(folder: Path, runtime: str, prompt: NDArray[np.int64], count: int) -> NDArray[np.int64]:

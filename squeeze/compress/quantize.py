@@ -279,7 +279,9 @@ def _changed(
 ) -> tuple[tuple[str, ...], "dict[str, Treated]"]:  # fmt: skip
     """All that is done before plain rounding, by looking at calibration texts: notes, and what is known of each layer so treated."""
     by_block, alpha = layout.block_size != 0, stage.alpha(layout)
-    if not (METHODS[stage.method].needs_data or layout.is_static or alpha) or (by_block and stage.method == "round"):
+    if not (METHODS[stage.method].needs_data or layout.is_static or alpha or stage.outliers) or (
+        by_block and stage.method == "round"
+    ):
         return (), {}
     from squeeze.compress.treatment import Treatment
 

@@ -242,7 +242,7 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
     x, weight = node.inputs[0], placer.integers[layer]
     if x is None:
         raise ExportError(f"{node.name} has no input.")
-    factor = _factor(weight)
+    factor = input_factor(weight)
     key = (x, (weight.inputs, None if factor is None else factor.numpy().tobytes()))
     if key in placer.quantized_inputs:
         return [], placer.quantized_inputs[key]
@@ -268,7 +268,7 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
     return [], found
 
 
-def _factor(weight: IntegerWeight) -> Tensor | None:
+def input_factor(weight: IntegerWeight) -> Tensor | None:
     """[in]: what inputs are multiplied by before they are rounded; 0 for outlier channels. None where nothing need be.
 
     Without a divisor a fixed range needs no factor: beyond it outliers saturate, and the integers that they meet are zeros.
