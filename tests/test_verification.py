@@ -163,7 +163,7 @@ def test_a_runtime_that_fails_on_an_input_is_a_failed_check_for_that_input(
 
 
 def test_a_bug_of_ours_keeps_its_traceback(exported: tuple[Model, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(model: Model) -> None:
+    def bug(model: Model, cache: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("squeeze.simulation.simulation", bug)
