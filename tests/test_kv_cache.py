@@ -75,6 +75,13 @@ def test_without_texts_there_are_no_scales(tiny_llama_folder: Path, tmp_path: Pa
         export_onnx(load_model(tiny_llama_folder), tmp_path, ExportSettings(kv_cache="int8"))
 
 
+def test_a_graph_in_sixteen_bits_takes_one_too(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    QuantizeStage(scheme="fp16").apply(model)
+    export_onnx(model, tmp_path, ExportSettings(kv_cache="int8"), texts())
+    assert [check for check in verify(model, tmp_path) if not check.passed] == []
+
+
 def test_steps_with_the_cache_give_what_the_whole_text_gives(tiny_llama_folder: Path) -> None:
     model = load_model(tiny_llama_folder)
     scales = calibrated(model.network, texts())

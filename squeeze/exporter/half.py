@@ -30,6 +30,8 @@ in float16, before a Transpose and a MatMul, ONNX Runtime 1.32 dies of a segment
 optimizations (docs/log.md). Their weights are stored in 16 bits all the same."""
 TABLES = frozenset(["GroupQueryAttention", "RotaryEmbedding"])
 """Products whose constants are sines and cosines, which are rounded as Transformers rounds them; they are nobody's weights."""
+CACHE_SCALES = 12
+"""Inputs of GroupQueryAttention from here on are the scales of an int8 cache, of a type of their own: float32."""
 WIDEST = frozenset([
     "Abs", "Add", "Clip", "Compress", "Concat", "Constant", "Div", "DepthToSpace", "Dropout", "Elu", "Expand", "Flatten", "Gather",
     "GatherElements", "GatherND", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization", "LeakyRelu", "Max", "Mean", "Min",
@@ -117,7 +119,8 @@ class Halver:
             place
             for place, value in enumerate(node.inputs)
             if value is not None and self._type(value) in (FLOAT, FLOAT16)
-        ]
+            and not (node.op_type == "GroupQueryAttention" and place >= CACHE_SCALES)
+        ]  # fmt: skip
         if not floats or (node.op_type == "Cast" and node.domain == ""):
             return
         type_ = self._type_of(node, [value for place in floats if (value := node.inputs[place]) is not None])
