@@ -51,7 +51,7 @@ class QatStage(BaseModel):
         default=True, description="let the ranges of inputs learn, where they are fixed (int8-static)"
     )
     range_rate: float = Field(
-        default=3e-3,
+        default=1e-2,
         gt=0,
         description="highest rate of the logarithms of those ranges: a step changes a range by about this share",
     )
