@@ -143,7 +143,7 @@ def test_texts_that_nothing_reads_and_a_pattern_without_a_match_are_refused(
             tiny_bert_folder,
             tmp_path / "run",
             scheme="bf16",
-            data={"path": "asset:tweets", "splits": {"calibration": 2}},
+            data={"path": "asset:tweets", "splits": {"evaluate": 2, "calibration": 2}},
         )
     with pytest.raises(QuantizeError, match=r"keep 'bert\.encodr' matches no layer"):
         QuantizeStage(scheme="fp16", keep=("bert.encodr",)).apply(load_model(tiny_bert_folder))
