@@ -24,7 +24,7 @@ demo: $(INSTALLED) ## compress SmolLM2-135M, measure it, and write ./demo with t
 	$(BIN)/squeeze demo
 
 test: $(INSTALLED) ## the test suite
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadscope
 
 check: $(INSTALLED) ## format, lint, types, layers, and the generated parts of the README
 	$(BIN)/ruff format --check .
