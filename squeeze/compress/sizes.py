@@ -31,17 +31,32 @@ def export_bytes(model: "Model", *, by_builder: bool) -> int:
     `by_builder`: onnxruntime-genai's builder adds the cosines and sines of every position.
     """
     integers = sum(_exported(weight) for weight in model.integers.values())
-    divisors = {w.divisor.numpy().tobytes() for w in model.integers.values() if w.divisor is not None}
+    factors = {_factor(weight) for weight in model.integers.values()} | {_channels(w) for w in model.integers.values()}
     quantized = {id(p) for name, p in _parameters(model).items() if name in model.integers}
     floats = sum(p.numel() for p in model.network.parameters() if id(p) not in quantized) * FLOAT
-    return integers + sum(map(len, divisors)) + floats + (_rotary(model) if by_builder else 0)
+    return integers + sum(map(len, factors)) + floats + (_rotary(model) if by_builder else 0)
+
+
+def _factor(weight: "IntegerWeight") -> bytes:
+    """What the inputs are multiplied by before they are rounded, as the graph keeps it, once for all readers; "" where by nothing."""
+    import torch
+
+    if weight.divisor is None and (weight.outliers is None or weight.inputs is not None):
+        return b""
+    factor = torch.ones(weight.shape[1]) if weight.divisor is None else weight.divisor
+    return (factor if weight.outliers is None else weight.outliers.muted(factor)).numpy().tobytes()
+
+
+def _channels(weight: "IntegerWeight") -> bytes:
+    return b"" if weight.outliers is None else weight.outliers.channels.numpy().tobytes()
 
 
 def _exported(weight: "IntegerWeight") -> int:
     """Integers, scales and zero points of one matrix as the kernels read them: blocks are filled up, zero points packed by rows."""
     out, columns = weight.shape
     if weight.block_size is None:
-        return out * columns + FLOAT * out
+        kept = 0 if weight.outliers is None else weight.outliers.columns.numel()
+        return out * columns + FLOAT * (out + kept)
     blocks = -(-columns // weight.block_size)
     zero_points = 0 if isinstance(weight.zero_point, int) else out * -(-blocks * weight.bits // 8)
     return out * blocks * weight.block_size * weight.bits // 8 + FLOAT * out * blocks + zero_points
@@ -68,6 +83,10 @@ def _entries(name: str, weight: "IntegerWeight") -> list[Entry]:
         found.append((f"{name}.zero_point", "U8", [out, blocks], out * blocks))
     if weight.divisor is not None:
         found.append((f"{name}.divisor", "F32", [columns], FLOAT * columns))
+    if weight.outliers is not None:
+        kept = len(weight.outliers.channels)
+        found.append((f"{name}.outlier_channels", "I64", [kept], 8 * kept))
+        found.append((f"{name}.outlier_columns", "F32", [out, kept], FLOAT * out * kept))
     if weight.inputs is not None:
         found += [(f"{name}.input_scale", "F32", [1], FLOAT), (f"{name}.input_zero_point", "U8", [1], 1)]
     return found
@@ -78,7 +97,7 @@ def _safetensors(entries: list[Entry]) -> int:
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     # In the file's own order, widest types first, then by name: offsets are written out in digits.
-    for name, kind, shape, size in sorted(entries, key=lambda entry: (entry[1] != "F32", entry[1] != "I8", entry[0])):
+    for name, kind, shape, size in sorted(entries, key=lambda e: (e[1] != "I64", e[1] != "F32", e[1] != "I8", e[0])):
         table[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
         end += size
     header = len(json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode())

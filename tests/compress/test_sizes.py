@@ -52,6 +52,15 @@ def test_sizes_come_out_as_predicted(family: str, scheme: str, request: pytest.F
     assert list(stage_warnings(export.manifest)) == []
 
 
+@pytest.mark.parametrize(("family", "scheme"), [("bert", "int8"), ("bert", "int8-static"), ("llama", "int8-static")])
+def test_outlier_channels_are_counted(family: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    stage = {"scheme": scheme, "outliers": 4}
+    quantized, export = made(request.getfixturevalue(f"tiny_{family}_folder"), stage, tmp_path)
+    assert quantized.manifest.record.predicted_bytes == quantized.manifest.weight_bytes
+    weights = sum(numpy_helper.to_array(t).nbytes for t in onnx.load(export.folder / MODEL_FILE).graph.initializer)
+    assert weights == pytest.approx(export.manifest.record.predicted_bytes, rel=0.02)
+
+
 def test_a_float_export_is_four_bytes_a_weight(tiny_bert_folder: Path, tmp_path: Path) -> None:
     source = keep_source(ModelSettings(path=str(tiny_bert_folder)), "text-classification", tmp_path / "0-source")
     export = export_artifact(source, tmp_path / "export-0-source", ExportSettings())
