@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 
 import squeeze
 from benchmarks.store import CACHE, machine
-from benchmarks.vs_peers import artifacts
 from squeeze.console import print_report, progress
 from squeeze.recipe import read_recipe
 from squeeze.report.schema import Report, write_report
@@ -49,9 +48,14 @@ def main() -> None:
 
 def measured(prompt: int, block: int, evaluate: int, repeats: int, say: Any) -> Report:
     """Both exports by turns; perplexity as well where there are blocks to `evaluate`."""
-    run = artifacts(RECIPE)
-    data = read_recipe(ROOT / "recipes" / f"{RECIPE}.yaml").data.model_dump(mode="json")
-    plain = run / "export-1-quantize"
+    recipe = read_recipe(ROOT / "recipes" / f"{RECIPE}.yaml")
+    data, run = recipe.data.model_dump(mode="json"), CACHE / "runs" / "kv-cache"
+    run.parent.mkdir(parents=True, exist_ok=True)
+    # Steps, not the recipe's own run: no step is added to a run that a recipe made.
+    squeeze.quantize(
+        recipe.model.path, run, data=data, seed=recipe.seed, **recipe.stages[0].model_dump(exclude_defaults=True)
+    )
+    plain = squeeze.export(run, source=False).folder
     small = squeeze.export(run, kv_cache="int8", data=data, source=False).folder
     held_out = {**data, "block_size": block, "splits": {"evaluate": max(evaluate, 1), "calibration": 0, "train": 0}}
     settings = {

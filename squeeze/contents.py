@@ -110,8 +110,6 @@ def check_input_grids(graph: "ir.Model", model: "Model") -> Iterator[Check]:
 
 def _reads_grid(product: "ir.Node", weight: "IntegerWeight") -> bool:
     """Whether a product's first input was divided and rounded as the artifact says, and is scaled back by the same numbers."""
-    from squeeze.exporter.placement import input_factor
-
     quantize = product.inputs[0].producer() if product.inputs[0] is not None else None
     if quantize is None or quantize.op_type != ("DynamicQuantizeLinear" if weight.inputs is None else "QuantizeLinear"):
         return False
@@ -121,7 +119,7 @@ def _reads_grid(product: "ir.Node", weight: "IntegerWeight") -> bool:
         scaled_back = (product.inputs[2], product.inputs[4]) if static and len(product.inputs) > 4 else ()
         if not scaled_back or [_constant(v) for v in (*quantize.inputs[1:3], *scaled_back)] != [*grid, *grid]:
             return False
-    wanted = input_factor(weight)
+    wanted = weight.input_factor
     if wanted is None:
         return True
     divide = quantize.inputs[0].producer() if quantize.inputs[0] is not None else None

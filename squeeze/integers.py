@@ -102,6 +102,17 @@ class IntegerWeight:
         return self.integers.shape[0], self.integers.shape[1]
 
     @property
+    def input_factor(self) -> Tensor | None:
+        """[in]: what inputs are multiplied by before they are rounded; 0 for outlier channels. None where nothing need be.
+
+        Without a divisor a fixed range needs no factor: beyond it outliers saturate, and the integers that they meet are zeros.
+        """
+        factor = None if self.divisor is None else reciprocal(self.divisor)
+        if self.outliers is None or (factor is None and self.inputs is not None):
+            return factor
+        return self.outliers.muted(torch.ones(self.shape[1]) if factor is None else factor)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of integers, scales, zero points and float columns on disk."""
         packed = self.integers.shape[0] * -(-self.integers.shape[1] * self.bits // 8)

@@ -14,6 +14,7 @@ import inspect
 import io
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,9 @@ from squeeze.rows import asset_path
 from squeeze.tasks import TASKS, auto_class, check_task, infer_task, positions
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from squeeze.halves import Half
@@ -431,3 +434,12 @@ def answer(out: Any, task: str) -> "torch.Tensor":
     import torch
 
     return out if isinstance(out, torch.Tensor) else getattr(out, TASKS[task].output)
+
+
+def call(network: "nn.Module", model: Model, inputs: "Mapping[str, NDArray[np.int64]]") -> "NDArray[np.float32]":
+    """What `network`, the model's own or its simulation, gives for those of the model's text inputs that are given."""
+    import torch
+
+    with torch.no_grad():
+        out = network(**{name: torch.from_numpy(inputs[name]) for name in model.text_inputs if name in inputs})
+    return answer(out, model.task).numpy()

@@ -152,6 +152,8 @@ def _check_outputs(
     be much further from the simulation than the simulation is from the network with unrounded activations. A graph that computes in
     16 bits is held to the error that rounding each layer's outputs to that type makes, and to no less than the type's epsilon.
     """
+    from squeeze.model import call
+
     compared = list(_compared(model, settings, rng))
     half_limit = 0.0 if not in_half else _half_limit(model, [inputs for _, inputs in compared])
     for name, inputs in compared:
@@ -173,7 +175,7 @@ def _check_outputs(
             of_cache = limit if simulated is not model.network else 0.0
             limit = max(half_limit, of_cache)
             detail = f"relative error; the limit is {HALF_ROUNDINGS:g} times that of rounding what layers give"
-            detail += " or 1.5 times that of an int8 cache" if of_cache else ""
+            detail += f" or {ROUNDINGS:g} times that of an int8 cache" if of_cache else ""
         yield check(name, _relative(expected[valid], found[valid]), limit, detail)
 
 
@@ -197,6 +199,7 @@ def _half_limit(model: "Model", compared: list[dict[str, NDArray[np.int64]]]) ->
     The largest of all, because a few large numbers of the residual stream make most of it, and how those fall is chance.
     """
     from squeeze.halves import rounded
+    from squeeze.model import call
 
     if model.half is None:
         return FLOAT_TOLERANCE
@@ -235,17 +238,6 @@ def _vocabulary(model: "Model") -> int:
     return max(tables, default=2)
 
 
-def call(network: "nn.Module", model: "Model", inputs: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    """What `network`, the model's own or its simulation, gives for the model's text inputs; shape as Session.forward gives it."""
-    import torch
-
-    from squeeze.model import answer
-
-    with torch.no_grad():
-        out = network(**{n: torch.from_numpy(inputs[n]) for n in model.text_inputs})
-    return answer(out, model.task).numpy()
-
-
 def _check_greedy(
     model: "Model",
     simulated: "nn.Module",
@@ -259,6 +251,7 @@ def _check_greedy(
     Zero means the same token. Comparing token strings alone would fail on ties and say nothing about the size of a difference,
     so the distance is given relative to the spread (standard deviation) of that step's logits.
     """
+    from squeeze.model import call
     from squeeze.runtimes import default_runtimes
 
     prompt, count = _inputs(model, 1, 24, False, rng)["input_ids"], settings.greedy_tokens

@@ -17,11 +17,11 @@ from squeeze.errors import ExportError, RecipeError
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx, save_graph
 from squeeze.exporter.cache import attentions, cache_scales
 from squeeze.kv_cache import cache_int8, calibrated, change_cache
-from squeeze.model import Model, load_model
+from squeeze.model import Model, call, load_model
 from squeeze.recipe import read_recipe
 from squeeze.runtimes import open_session
 from squeeze.simulation import simulation
-from squeeze.verification import call, verify
+from squeeze.verification import verify
 
 TOP = Path(__file__).resolve().parents[1]
 DECODERS = ("tiny_llama_folder", "tiny_qwen2_folder")

@@ -17,8 +17,6 @@ from squeeze.evaluate import divergence, embed, log_probabilities
 from squeeze.report.explained import CurvePoint
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from squeeze.compress.quantize import QuantizeStage
     from squeeze.model import Model
 
@@ -70,6 +68,7 @@ def _numbered(batches: Sequence[Batch], start: int, end: int) -> Iterator[Batch]
 
 
 def _point(count: int, model: "Model", twin: "Model", held_out: Sequence[Batch]) -> CurvePoint:
+    from squeeze.model import call
     from squeeze.simulation import simulation
 
     simulated = simulation(twin)
@@ -78,7 +77,7 @@ def _point(count: int, model: "Model", twin: "Model", held_out: Sequence[Batch])
     same: list[NDArray[np.bool_]] = []
     cosine: list[NDArray[np.floating]] = []
     for batch in held_out:
-        exact, found = (_answers(network, model, batch) for network in (model.network, simulated))
+        exact, found = (call(network, model, batch) for network in (model.network, simulated))
         valid = batch["attention_mask"].astype(bool) if exact.ndim == 3 else np.ones(len(exact), bool)
         signal += float(np.square(exact[valid], dtype=np.float64).sum())
         noise += float(np.square((exact - found)[valid], dtype=np.float64).sum())
@@ -93,16 +92,6 @@ def _point(count: int, model: "Model", twin: "Model", held_out: Sequence[Batch])
         sqnr_db=10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
         kl=_mean(kl), same=_mean(same), cosine=_mean(cosine),
     )  # fmt: skip
-
-
-def _answers(network: "nn.Module", model: "Model", batch: Batch) -> NDArray[np.float32]:
-    import torch
-
-    from squeeze.model import answer
-
-    with torch.no_grad():
-        out = network(**{name: torch.from_numpy(batch[name]) for name in model.text_inputs if name in batch})
-    return answer(out, model.task).numpy()
 
 
 def _mean(parts: "Sequence[NDArray[np.floating] | NDArray[np.bool_]]") -> float | None:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from squeeze.compress.smooth import column_peaks
 from squeeze.errors import QuantizeError
 
 if TYPE_CHECKING:
@@ -38,5 +38,4 @@ def outlier_channels(size: Tensor, matrices: Sequence[Tensor], count: int) -> Te
     divisor and multiplying the weights by it leaves the products as they are, and with it both ranges, that of the inputs and
     those of the weights, grow with them: x / s · w · s = (x w)^(1 − α) · (x w)^α.
     """
-    weight = torch.stack([matrix.abs().amax(dim=0) for matrix in matrices]).amax(dim=0)
-    return (size * weight).topk(count).indices.sort().values
+    return (size * column_peaks(matrices)).topk(count).indices.sort().values

@@ -143,6 +143,12 @@ class QuantizeStage(BaseModel):
         """SmoothQuant's α: what the settings say, else the layout's choice; 0 is none."""
         return (layout.smooth_alpha if self.smooth_alpha is None else self.smooth_alpha) or 0.0
 
+    def treats(self, layout: Layout) -> bool:
+        """Whether layers become something that plain rounding does not give, from what they read of the calibration texts."""
+        if layout.block_size and self.method == "round":
+            return False
+        return METHODS[self.method].needs_data or layout.is_static or bool(self.alpha(layout) or self.outliers)
+
     def apply(self, model: "Model", calibration: "Batches" = (), done: "Done | None" = None) -> StageRecord:
         """Quantize `model` in place: its network then computes with the dequantized integers, which are kept beside it.
 
@@ -279,9 +285,7 @@ def _changed(
 ) -> tuple[tuple[str, ...], "dict[str, Treated]"]:  # fmt: skip
     """All that is done before plain rounding, by looking at calibration texts: notes, and what is known of each layer so treated."""
     by_block, alpha = layout.block_size != 0, stage.alpha(layout)
-    if not (METHODS[stage.method].needs_data or layout.is_static or alpha or stage.outliers) or (
-        by_block and stage.method == "round"
-    ):
+    if not stage.treats(layout):
         return (), {}
     from squeeze.compress.treatment import Treatment
 

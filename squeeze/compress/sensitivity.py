@@ -331,12 +331,12 @@ def _trial(
 ) -> tuple[dict[str, IntegerWeight], dict[str, Tensor]]:  # fmt: skip
     """Integers that plain rounding does not give, where the scheme has such (fixed ranges, divisors), and the biases that go with
     them: from a treatment of all layers, of which the network keeps nothing."""
-    if layout.block_size or not (layout.is_static or stage.alpha(layout)):
+    plain = stage.model_copy(update={"method": "round"})
+    if not plain.treats(layout):
         return {}, {}
     from squeeze.compress.treatment import Treatment
 
     before = {name: tensor.clone() for name, tensor in model.network.named_parameters()}
-    plain = stage.model_copy(update={"method": "round"})
     try:
         Treatment(model, plain, layout, plans, folded=folded, alpha=stage.alpha(layout)).walk(calibration, None)
         now = dict(model.network.named_parameters())

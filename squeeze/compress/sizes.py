@@ -31,24 +31,12 @@ def export_bytes(model: "Model", *, by_builder: bool) -> int:
     `by_builder`: onnxruntime-genai's builder adds the cosines and sines of every position.
     """
     integers = sum(_exported(weight) for weight in model.integers.values())
-    factors = {_factor(weight) for weight in model.integers.values()} | {_channels(w) for w in model.integers.values()}
+    # Readers of one tensor share its factors and its outlier channels.
+    factors = {w.input_factor.numpy().tobytes() for w in model.integers.values() if w.input_factor is not None}
+    factors |= {w.outliers.channels.numpy().tobytes() for w in model.integers.values() if w.outliers is not None}
     quantized = {id(p) for name, p in _parameters(model).items() if name in model.integers}
     floats = sum(p.numel() for p in model.network.parameters() if id(p) not in quantized) * FLOAT
     return integers + sum(map(len, factors)) + floats + (_rotary(model) if by_builder else 0)
-
-
-def _factor(weight: "IntegerWeight") -> bytes:
-    """What the inputs are multiplied by before they are rounded, as the graph keeps it, once for all readers; "" where by nothing."""
-    import torch
-
-    if weight.divisor is None and (weight.outliers is None or weight.inputs is not None):
-        return b""
-    factor = torch.ones(weight.shape[1]) if weight.divisor is None else weight.divisor
-    return (factor if weight.outliers is None else weight.outliers.muted(factor)).numpy().tobytes()
-
-
-def _channels(weight: "IntegerWeight") -> bytes:
-    return b"" if weight.outliers is None else weight.outliers.channels.numpy().tobytes()
 
 
 def _exported(weight: "IntegerWeight") -> int:

@@ -7,6 +7,7 @@ Only norms whose whole output goes to linear layers are smoothed: whether that h
 comparing the network's answers before and after.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,14 @@ def channel_scales(group: Group, alpha: float) -> Tensor:
     """s of equation 4, [channels], with geometric mean 1."""
     if group.peaks is None:
         raise QuantizeError("a norm was smoothed without calibration; this is a bug.")
-    weight = torch.stack([linear.weight.abs().amax(dim=0) for linear in group.linears]).amax(dim=0).clamp(min=SMALLEST)
+    weight = column_peaks([linear.weight for linear in group.linears]).clamp(min=SMALLEST)
     scale = group.peaks.clamp(min=SMALLEST).pow(alpha) / weight.pow(1 - alpha)
     return scale / scale.log().mean().exp()
+
+
+def column_peaks(matrices: Sequence[Tensor]) -> Tensor:
+    """The largest absolute weight that each input meets in any of the matrices [out, in], [in]."""
+    return torch.stack([matrix.abs().amax(dim=0) for matrix in matrices]).amax(dim=0)
 
 
 def find_groups(network: nn.Module, blocks: NDArray[np.int64]) -> list[Group]:

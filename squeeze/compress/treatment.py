@@ -19,7 +19,7 @@ from squeeze.compress.gptq import gptq, output_sqnr_db
 from squeeze.compress.layerwise import Gram, Site, walk, width
 from squeeze.compress.outliers import outlier_channels
 from squeeze.compress.plan import Plan
-from squeeze.compress.smooth import SMALLEST, smooth
+from squeeze.compress.smooth import SMALLEST, column_peaks, smooth
 from squeeze.errors import QuantizeError
 from squeeze.integers import InputGrid, reciprocal, sqnr_db, static_uint8
 from squeeze.model import aliases
@@ -134,11 +134,11 @@ class Treatment:
 
     def _compensate(self, layers: list[tuple[str, nn.Module, Plan]], site: Site) -> None:
         """AWQ, GPTQ or both on block-wise weights, whose inputs the kernel rounds by itself."""
-        gram, size = measured(site)
+        gram, size = (site.gram(), None) if self.scaler is None else measured(site)
         matrix, said = gram.matrix, ""
         self.tokens = gram.tokens
         nearest = [output_sqnr_db(plan.weight, plan.to_nearest(), matrix) for _, _, plan in layers]
-        if self.scaler is not None:
+        if self.scaler is not None and size is not None:
             matrix, said = self.scaler.fold(layers, matrix, size)
         rounded = gptq if self.stage.method.endswith("gptq") else clipped
         for (name, _, plan), theirs in zip(layers, nearest, strict=True):
@@ -202,7 +202,7 @@ class Treatment:
         reader does not divide)."""
         if not self.alpha or self._is_shared(layers) or any(module in self.folded for _, module, _ in layers):
             return None
-        size, weight = peaks.size, torch.stack([m.abs().amax(dim=0) for m in matrices]).amax(dim=0)
+        size, weight = peaks.size, column_peaks(matrices)
         seen = (size > SMALLEST) & (weight > SMALLEST)
         if not bool(seen.any()):
             return None

@@ -18,7 +18,7 @@ from squeeze.errors import ExportError
 from squeeze.exporter.outliers import with_outliers
 from squeeze.exporter.passes import replace
 from squeeze.exporter.recurrent import LAYOUT, lstm, lstm_integers, lstm_scales, place_lstm
-from squeeze.integers import IntegerWeight, pack, reciprocal, unpack
+from squeeze.integers import IntegerWeight, pack, unpack
 
 CONTRIB = "com.microsoft"
 INT8_ACTIVATIONS = 4
@@ -242,7 +242,7 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
     x, weight = node.inputs[0], placer.integers[layer]
     if x is None:
         raise ExportError(f"{node.name} has no input.")
-    factor = input_factor(weight)
+    factor = weight.input_factor
     key = (x, (weight.inputs, None if factor is None else factor.numpy().tobytes()))
     if key in placer.quantized_inputs:
         return [], placer.quantized_inputs[key]
@@ -266,17 +266,6 @@ def _quantized(placer: Placer, node: ir.Node, layer: str) -> tuple[list[ir.Node]
         return nodes, found
     placer.graph.insert_after(producer, nodes)  # right after x is made, so that every later reader can share it
     return [], found
-
-
-def input_factor(weight: IntegerWeight) -> Tensor | None:
-    """[in]: what inputs are multiplied by before they are rounded; 0 for outlier channels. None where nothing need be.
-
-    Without a divisor a fixed range needs no factor: beyond it outliers saturate, and the integers that they meet are zeros.
-    """
-    factor = None if weight.divisor is None else reciprocal(weight.divisor)
-    if weight.outliers is None or (factor is None and weight.inputs is not None):
-        return factor
-    return weight.outliers.muted(torch.ones(weight.shape[1]) if factor is None else factor)
 
 
 def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:

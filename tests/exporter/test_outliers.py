@@ -11,9 +11,9 @@ import torch
 
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx
-from squeeze.model import Model, load_model
+from squeeze.model import Model, call, load_model
 from squeeze.simulation import simulation
-from squeeze.verification import call, verify
+from squeeze.verification import verify
 
 ENCODERS = ("tiny_bert_folder", "tiny_distilbert_folder", "tiny_roberta_folder", "tiny_t5_folder")
 DECODERS = ("tiny_gpt2_folder", "tiny_llama_folder", "tiny_qwen2_folder")
