@@ -14,10 +14,8 @@ from squeeze.errors import ArtifactError, ExportError, QuantizeError, RecipeErro
 from squeeze.measuring import bench, exports, self_check, torch_artifacts
 from squeeze.pipeline import (
     Progress,
-    apply_stage,
     export_artifact,
     export_name,
-    keep_source,
     parent_of,
     require,
     to_export,
@@ -26,6 +24,7 @@ from squeeze.pipeline import (
 from squeeze.pipeline import run as run_recipe
 from squeeze.provenance import digest_json
 from squeeze.report.schema import ArtifactChecks, Report
+from squeeze.stages import apply_stage, keep_source
 
 STEPS = digest_json({"run": "steps made one at a time"})
 """Stands where a recipe's digest stands in a folder made by `squeeze run`, so that the two are never mixed."""

@@ -13,47 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from squeeze import __version__
-from squeeze.artifact import Artifact, claim, read_artifact, reusable, siblings, write_artifact
+from squeeze.artifact import Artifact, claim, read_artifact, reusable, siblings
 from squeeze.errors import ArtifactError, SqueezeError, VerifyError
-from squeeze.provenance import Digest, digest_file, digest_json, environment
+from squeeze.provenance import Digest, digest_json, environment
 from squeeze.report.schema import (
     ArtifactChecks,
-    FileEntry,
-    Manifest,
     Report,
     StageRecord,
     write_atomically,
     write_report,
 )
+from squeeze.stages import apply_stage, calibration_batches, keep_source, write
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from squeeze.benchmark import Measured
-    from squeeze.compress import QatStage, Stage
-    from squeeze.data import Data, Split
+    from squeeze.data import Data
     from squeeze.exporter import ExportSettings
-    from squeeze.model import Model, ModelSettings
     from squeeze.recipe import Recipe
     from squeeze.verification import VerifySettings
 
 Progress = Callable[[str, int, int], None]
-MODEL_NAMES = (
-    "config",
-    "generation_config",
-    "tokenizer",
-    "special_tokens",
-    "vocab",
-    "merges",
-    "model.safetensors.index",
-    "squeeze",
-)
-CALIBRATION_TOKENS = 4096
-"""Tokens that a stage runs at once: enough to keep the matrix units busy, few enough to fit beside the weights."""
 INT8_CACHE = "-int8-cache"
 """Ends the names of exports that keep keys and values as int8."""
-WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 
 def run(
@@ -167,8 +148,10 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
         name = f"{stage.kind} {stage.scheme}"
         say(name, 1 + number, total)
 
-        def part(i: int, n: int, name: str = name, number: int = number, noun: str = stage.progress_noun) -> None:
-            say(f"{name}: {noun} {i} of {n}", 1 + number, total)
+        def part(
+            i: int, n: int, text: str = "", name: str = name, number: int = number, noun: str = stage.progress_noun
+        ) -> None:
+            say(f"{name}: {noun} {i} of {n}{text and ': '}{text}", 1 + number, total)
 
         chain.append(apply_stage(stage, chain[-1], out / f"{number}-{stage.kind}", data, part, source))
         yield Step((chain[-1],))
@@ -200,96 +183,6 @@ def _steps(recipe: "Recipe", out: Path, say: Progress) -> Iterator[Step]:
             journal=out,
         )
         yield Step(measured=measured, notes=measured.notes)
-
-
-def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
-    """The trained model as the first artifact of a chain; reused where its files have not changed."""
-    from squeeze.model import load_model, save_model
-
-    inputs = digest_json(
-        {
-            "squeeze": __version__,
-            "model": settings.model_dump(mode="json"),
-            "files": dict(_source_files(settings)),
-            "task": task,
-        }
-    )
-    found = reusable(folder, inputs)
-    if found is not None:
-        return found
-    model = load_model(settings, task)
-    extra: dict[str, Any] = {"notes": list(model.notes), **_module(model)}
-    return _write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, extra=extra)
-
-
-def apply_stage(
-    stage: "Stage",
-    parent: Artifact,
-    folder: Path,
-    data: "Data | None" = None,
-    done: Callable[[int, int], None] | None = None,
-    source: Artifact | None = None,
-) -> Artifact:
-    """One compression stage as the next artifact of the chain; reused where parent, settings and data are the same.
-
-    `done(i, n)` hears of stages that go through the network block by block, or train step by step; a stage that trains has
-    `source` for its teacher.
-    """
-    from squeeze.compress.sizes import artifact_bytes
-    from squeeze.integers import layout_of
-    from squeeze.model import load_model, save_model
-
-    name = "calibration" if stage.kind == "quantize" else "train"
-    split = data.splits.get(name) if data is not None and stage.needs_data else None
-    used = {} if split is None else {name: split.digest}
-    inputs = digest_json(
-        {"squeeze": __version__, "parent": parent.digest, "stage": stage.model_dump(mode="json"), "data": dict(used)}
-    )
-    found = reusable(folder, inputs)
-    if found is not None:
-        return found
-    model = load_model(parent.folder)
-    if stage.kind == "quantize":
-        record = stage.apply(model, () if split is None or data is None else _calibration(data, split, model), done)
-    else:
-        teacher = None if source is None else load_model(source.folder)
-        record = stage.apply(
-            model, () if split is None or data is None else _training(data, split, model, stage), done, teacher
-        )
-    record = record.model_copy(update={"predicted_bytes": artifact_bytes(model)})
-    extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
-    if model.half is not None:
-        extra["half"] = model.half.as_row()
-
-    def fill(place: Path) -> StageRecord:
-        save_model(model, place)
-        return record
-
-    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra=extra, data=used)
-
-
-def _calibration(data: "Data", split: "Split", model: "Model") -> "list[dict[str, NDArray[np.int64]]]":
-    """The calibration split as a stage reads it: batches of about as many tokens, texts of like length together."""
-    from squeeze.data import batches
-
-    length = data.settings.block_size if model.task == "causal-lm" else data.settings.max_length
-    rows = max(1, CALIBRATION_TOKENS // length)
-    return batches(split, model.tokenizer, model.task, batch=rows, max_length=data.settings.max_length)
-
-
-def _training(data: "Data", split: "Split", model: "Model", stage: "QatStage") -> "list[dict[str, NDArray[np.int64]]]":
-    """The train split, or its first examples, in batches of like length, with labels where the task has them."""
-    import numpy as np
-
-    from squeeze.data import batches
-
-    found = batches(
-        split.first(stage.examples), model.tokenizer, model.task, batch=stage.batch, max_length=data.settings.max_length
-    )
-    if split.labels is not None:
-        labels = np.array(split.labels, np.int64)
-        found = [{**batch, "labels": labels[batch["index"]]} for batch in found]
-    return found
 
 
 def to_export(source: Artifact, last: Artifact, settings: "ExportSettings") -> "list[tuple[Artifact, ExportSettings]]":
@@ -328,7 +221,7 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", 
     predicted = export_bytes(model, by_builder=is_by_builder(model, settings))
 
     def fill(place: Path) -> StageRecord:
-        texts = () if split is None or data is None else _calibration(data, split, model)
+        texts = () if split is None or data is None else calibration_batches(data, split, model)
         notes = export_onnx(model, place, settings, texts)
         seconds = time.monotonic() - clock
         return StageRecord(
@@ -340,7 +233,7 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", 
             predicted_bytes=predicted,
         )
 
-    return _write(folder, fill, model, inputs=inputs, parent=parent.digest, extra={}, form="onnx", data=used)
+    return write(folder, fill, model, inputs=inputs, parent=parent.digest, extra={}, form="onnx", data=used)
 
 
 def verify_artifact(parent: Artifact, export: Artifact, settings: "VerifySettings", seed: int) -> ArtifactChecks:
@@ -379,46 +272,3 @@ def _data(recipe: "Recipe", source: Artifact) -> "Data":
     data = load_data(recipe.data, recipe.task, load_tokenizer(source.folder), recipe.seed)
     check_fits(data, source.config)
     return data
-
-
-def _source_files(settings: "ModelSettings") -> dict[str, Digest]:
-    """Digest of every file that the model is read from; a hub id has none and is known by its name and revision."""
-    from squeeze.model import locate
-
-    location = locate(settings)
-    roots = [location] if isinstance(location, Path) else []
-    if settings.weights is not None and Path(settings.weights).expanduser().exists():
-        roots.append(Path(settings.weights).expanduser())
-    files: dict[str, Digest] = {}
-    for root in roots:
-        for path in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
-            if path.name.startswith(MODEL_NAMES) or path.suffix in (".safetensors", ".gguf", ".bin", ".jinja"):
-                files[path.relative_to(root.parent).as_posix()] = digest_file(path)
-    return files
-
-
-def _module(model: "Model") -> dict[str, Any]:
-    return {} if model.factory is None else {"factory": model.factory}
-
-
-def _write(
-    folder: Path, fill: Callable[[Path], StageRecord | None], model: "Model", *, inputs: Digest, parent: Digest | None,
-    extra: dict[str, Any], form: Literal["torch", "onnx"] = "torch", data: dict[str, Digest] | None = None,
-) -> Artifact:  # fmt: skip
-    """Write an artifact; `fill` fills its folder and tells what it did, None where the model is as it was found."""
-    record: StageRecord | None = None
-
-    def filled(place: Path) -> None:
-        nonlocal record
-        record = fill(place)
-
-    def manifest(files: dict[str, FileEntry]) -> Manifest:
-        return Manifest(
-            name=folder.name, format=form, task=model.task, source=model.source, files=files, parent=parent,
-            record=record, data=data or {}, parameters=model.parameters,
-            nonzero_parameters=model.nonzero_parameters,
-            weight_bytes=sum(entry.bytes for name, entry in files.items() if name.endswith(WEIGHT_FILES)),
-            inputs=inputs, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds"), extra=extra,
-        )  # fmt: skip
-
-    return write_artifact(folder, filled, make_manifest=manifest)

@@ -11,7 +11,7 @@ import torch
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.errors import ModelError
 from squeeze.model import ModelSettings, load_model
-from squeeze.pipeline import apply_stage, keep_source
+from squeeze.stages import apply_stage, keep_source
 
 
 @pytest.fixture

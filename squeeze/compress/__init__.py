@@ -10,8 +10,9 @@ from pydantic import Field
 from squeeze.compress.qat import QatStage
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.compress.schemes import METHODS, SCHEMES
+from squeeze.distillation import DistillStage
 
-Stage = Annotated[QuantizeStage | QatStage, Field(discriminator="kind")]
+Stage = Annotated[QuantizeStage | QatStage | DistillStage, Field(discriminator="kind")]
 """What a recipe's `stages` may hold: a union discriminated by `kind`."""
 
-__all__ = ["METHODS", "SCHEMES", "QatStage", "QuantizeStage", "Stage"]
+__all__ = ["METHODS", "SCHEMES", "DistillStage", "QatStage", "QuantizeStage", "Stage"]

@@ -27,6 +27,7 @@ from squeeze.provenance import Digest, Environment, digest_json
 from squeeze.report.explained import CurvePoint
 from squeeze.report.files import sync as sync
 from squeeze.report.files import write_atomically as write_atomically
+from squeeze.report.training import TrainingCurve
 
 SCHEMA_VERSION = 2
 """2 (November 2026): load tests, child processes, ceilings, costs and profiles. Reports of version 1 are read as they are."""
@@ -73,6 +74,8 @@ class StageRecord(Record):
     warnings: tuple[str, ...] = ()
     """What is known to be bad about this choice, on the machine that made it, each with its remedy."""
     curve: tuple[CurvePoint, ...] = ()
+    training: TrainingCurve | None = None
+    """How it went, where the stage trains."""
     predicted_bytes: int | None = None
     """Of the artifact's weight files, computed before they were written; the manifest's `weight_bytes` is what came out."""
 

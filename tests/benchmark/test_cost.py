@@ -9,7 +9,7 @@ from squeeze.benchmark.cost import cost
 from squeeze.benchmark.subject import foreign, is_foreign, task_of
 from squeeze.errors import ArtifactError
 from squeeze.model import ModelSettings
-from squeeze.pipeline import keep_source
+from squeeze.stages import keep_source
 
 
 def test_a_decoders_tied_matrix_is_multiplied_and_its_cache_counts_the_groups(

@@ -27,9 +27,10 @@ from squeeze.data import Data, DataSettings, load_data
 from squeeze.errors import ArtifactError, BenchError, DeviceError
 from squeeze.exporter import ExportSettings
 from squeeze.model import ModelSettings, load_tokenizer
-from squeeze.pipeline import export_artifact, keep_source
+from squeeze.pipeline import export_artifact
 from squeeze.report.schema import Measurement
 from squeeze.runtimes import cores
+from squeeze.stages import keep_source
 
 SENTENCES = [
     f"The {animal} {verb} it." for animal in ("cat", "dog") for verb in ("saw", "likes it and ate", "left", "has")

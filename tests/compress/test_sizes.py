@@ -13,9 +13,10 @@ from squeeze.compress.sizes import artifact_bytes
 from squeeze.data import DataSettings, Splits, load_data
 from squeeze.exporter import MODEL_FILE, ExportSettings
 from squeeze.model import ModelSettings, load_model, load_tokenizer
-from squeeze.pipeline import apply_stage, export_artifact, keep_source
+from squeeze.pipeline import export_artifact
 from squeeze.report.explained import GRAPH_BYTES, SizeRow, size_row, size_rows, stage_warnings
 from squeeze.report.schema import Manifest
+from squeeze.stages import apply_stage, keep_source
 from squeeze.tasks import infer_task
 
 PAIRS = [

@@ -1,0 +1,188 @@
+"""One step of the line on disk: a source or a stage as the next artifact of its chain, reused where nothing it depends on changed."""
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from squeeze import __version__
+from squeeze.artifact import Artifact, reusable, write_artifact
+from squeeze.provenance import Digest, digest_file, digest_json, environment
+from squeeze.report.schema import FileEntry, Manifest, StageRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from squeeze.compress import QatStage, Stage
+    from squeeze.data import Data, Split
+    from squeeze.distillation import DistillStage
+    from squeeze.model import Model, ModelSettings
+
+MODEL_NAMES = (
+    "config",
+    "generation_config",
+    "tokenizer",
+    "special_tokens",
+    "vocab",
+    "merges",
+    "model.safetensors.index",
+    "squeeze",
+)
+CALIBRATION_TOKENS = 4096
+"""Tokens that a stage runs at once: enough to keep the matrix units busy, few enough to fit beside the weights."""
+TRAINING = ".{}.training"
+"""Folder beside an artifact in which a training keeps its checkpoints until the artifact stands."""
+WEIGHT_FILES = (".safetensors", ".onnx", ".data")
+
+
+def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
+    """The trained model as the first artifact of a chain; reused where its files have not changed."""
+    from squeeze.model import load_model, save_model
+
+    inputs = digest_json(
+        {
+            "squeeze": __version__,
+            "model": settings.model_dump(mode="json"),
+            "files": dict(_source_files(settings)),
+            "task": task,
+        }
+    )
+    found = reusable(folder, inputs)
+    if found is not None:
+        return found
+    model = load_model(settings, task)
+    extra: dict[str, Any] = {"notes": list(model.notes), **_module(model)}
+    return write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, extra=extra)
+
+
+def apply_stage(
+    stage: "Stage",
+    parent: Artifact,
+    folder: Path,
+    data: "Data | None" = None,
+    done: Callable[..., None] | None = None,
+    source: Artifact | None = None,
+) -> Artifact:
+    """One compression stage as the next artifact of the chain; reused where parent, settings and data are the same.
+
+    `done(i, n)` hears of stages that go through the network block by block, or train step by step; a stage that trains has
+    `source` for its teacher.
+    """
+    from squeeze.compress.sizes import artifact_bytes
+    from squeeze.integers import layout_of
+    from squeeze.model import load_model, save_model
+
+    name = "calibration" if stage.kind == "quantize" else "train"
+    split = data.splits.get(name) if data is not None and stage.needs_data else None
+    used = {} if split is None else {name: split.digest}
+    settings = stage.model_dump(mode="json")
+    if stage.kind == "distill" and data is not None:
+        settings |= {"data": data.settings.model_dump(mode="json"), "taught by": _others(stage, source)}
+    inputs = digest_json({"squeeze": __version__, "parent": parent.digest, "stage": settings, "data": dict(used)})
+    workspace = folder.with_name(TRAINING.format(folder.name))
+    found = reusable(folder, inputs)
+    if found is not None:
+        return found
+    model = load_model(parent.folder)
+    if stage.kind == "quantize":
+        record = stage.apply(
+            model, () if split is None or data is None else calibration_batches(data, split, model), done
+        )
+    elif stage.kind == "distill":
+        taught_by = load_model(stage.teacher, model.task) if stage.teacher else load_model((source or parent).folder)
+        record = stage.apply(model, taught_by, data, workspace, inputs, done)
+    else:
+        teacher = None if source is None else load_model(source.folder)
+        record = stage.apply(
+            model, () if split is None or data is None else _training(data, split, model, stage), done, teacher
+        )
+    record = record.model_copy(update={"predicted_bytes": artifact_bytes(model)})
+    extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
+    if model.half is not None:
+        extra["half"] = model.half.as_row()
+
+    def fill(place: Path) -> StageRecord:
+        save_model(model, place)
+        return record
+
+    artifact = write(folder, fill, model, inputs=inputs, parent=parent.digest, extra=extra, data=used)
+    shutil.rmtree(workspace, ignore_errors=True)
+    return artifact
+
+
+def _others(stage: "DistillStage", source: Artifact | None) -> dict[str, Any]:
+    """What a distillation reads beside the chain: the files of another teacher, and those of a student that is there already."""
+    from squeeze.model import ModelSettings
+
+    named = [path for path in (stage.teacher, stage.student.path) if path is not None]
+    files = {path: dict(_source_files(ModelSettings(path=path))) for path in named}
+    return {"source": None if source is None else source.digest, "files": files}
+
+
+def calibration_batches(data: "Data", split: "Split", model: "Model") -> "list[dict[str, NDArray[np.int64]]]":
+    """The calibration split as a stage reads it: batches of about as many tokens, texts of like length together."""
+    from squeeze.data import batches
+
+    length = data.settings.block_size if model.task == "causal-lm" else data.settings.max_length
+    rows = max(1, CALIBRATION_TOKENS // length)
+    return batches(split, model.tokenizer, model.task, batch=rows, max_length=data.settings.max_length)
+
+
+def _training(data: "Data", split: "Split", model: "Model", stage: "QatStage") -> "list[dict[str, NDArray[np.int64]]]":
+    """The train split, or its first examples, in batches of like length, with labels where the task has them."""
+    import numpy as np
+
+    from squeeze.data import batches
+
+    found = batches(
+        split.first(stage.examples), model.tokenizer, model.task, batch=stage.batch, max_length=data.settings.max_length
+    )
+    if split.labels is not None:
+        labels = np.array(split.labels, np.int64)
+        found = [{**batch, "labels": labels[batch["index"]]} for batch in found]
+    return found
+
+
+def _source_files(settings: "ModelSettings") -> dict[str, Digest]:
+    """Digest of every file that the model is read from; a hub id has none and is known by its name and revision."""
+    from squeeze.model import locate
+
+    location = locate(settings)
+    roots = [location] if isinstance(location, Path) else []
+    if settings.weights is not None and Path(settings.weights).expanduser().exists():
+        roots.append(Path(settings.weights).expanduser())
+    files: dict[str, Digest] = {}
+    for root in roots:
+        for path in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
+            if path.name.startswith(MODEL_NAMES) or path.suffix in (".safetensors", ".gguf", ".bin", ".jinja"):
+                files[path.relative_to(root.parent).as_posix()] = digest_file(path)
+    return files
+
+
+def _module(model: "Model") -> dict[str, Any]:
+    return {} if model.factory is None else {"factory": model.factory}
+
+
+def write(
+    folder: Path, fill: Callable[[Path], StageRecord | None], model: "Model", *, inputs: Digest, parent: Digest | None,
+    extra: dict[str, Any], form: Literal["torch", "onnx"] = "torch", data: dict[str, Digest] | None = None,
+) -> Artifact:  # fmt: skip
+    """Write an artifact; `fill` fills its folder and tells what it did, None where the model is as it was found."""
+    record: StageRecord | None = None
+
+    def filled(place: Path) -> None:
+        nonlocal record
+        record = fill(place)
+
+    def manifest(files: dict[str, FileEntry]) -> Manifest:
+        return Manifest(
+            name=folder.name, format=form, task=model.task, source=model.source, files=files, parent=parent,
+            record=record, data=data or {}, parameters=model.parameters,
+            nonzero_parameters=model.nonzero_parameters,
+            weight_bytes=sum(entry.bytes for name, entry in files.items() if name.endswith(WEIGHT_FILES)),
+            inputs=inputs, environment=environment(), created=datetime.now(UTC).isoformat(timespec="seconds"), extra=extra,
+        )  # fmt: skip
+
+    return write_artifact(folder, filled, make_manifest=manifest)
