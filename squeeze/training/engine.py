@@ -153,7 +153,7 @@ class _Run:
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                     with self.accelerator.autocast():
                         shares = self.wrapped(batch)
-                    loss: Tensor = sum(shares.values())  # type: ignore[assignment]
+                    loss: Tensor = sum(shares.values())
                     self.accelerator.backward(loss * (weight / total * world))
                 for name, share in shares.items():
                     sums[name] = sums.get(name, torch.zeros((), device=share.device)) + share.detach().float() * (
