@@ -75,7 +75,7 @@ def classifier(say: Any) -> tuple[Report, list[str]]:
     ]
     gain = stats.mean([a - b for a, b in zip(*means, strict=True)])
     notes.append(
-        f"all seeds: taught less labels alone {100 * gain.value:+.2f} points [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], tweets resampled"
+        f"all seeds: taught less labels alone {100 * gain.value:+.2f} points [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], by tweet"
     )
     times = of_each(report, "set_time", len(paths))
     for n in SEEDS:
@@ -179,7 +179,7 @@ def finetuned() -> None:
 
 
 def made(
-    recipe: str, name: str, say: Any, *, seed: int = 0, losses: list[str] | None = None, cache: dict[str, Any] | None = None, **training: Any
+    recipe: str, name: str, say: Any, *, seed: int = 0, losses: list[str] | None = None, cache: Any = None, **training: Any
 ) -> Path:  # fmt: skip
     """The run folder of the recipe's distillation alone, with these settings in place of its own."""
     loaded = read_recipe(ROOT / "recipes" / f"{recipe}.yaml")
