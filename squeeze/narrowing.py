@@ -248,7 +248,7 @@ def changed(config: Any, values: Mapping[str, Any], without: Sequence[str] = ())
 def build(kind: type[nn.Module], config: Any) -> Any:
     """A network of random weights in float32, in evaluation mode. Raises TrainError where the class refuses the config."""
     try:
-        return kind(config).float().eval()
+        return kind(config).float().eval().requires_grad_(False)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         raise TrainError(f"{kind.__name__} cannot be built as asked: {' '.join(str(error).split())}"[:600]) from error
 
@@ -276,7 +276,7 @@ def _rebuilt(network: nn.Module, values: Mapping[str, Any], state: Mapping[str, 
     if getattr(network, "generation_config", None) is not None:
         result.generation_config = copy.deepcopy(network.generation_config)
     result.to(next(network.parameters()).device)
-    return result.requires_grad_(False)  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]
 
 
 # Proof

@@ -111,6 +111,9 @@ def _through(network: nn.Module, batches: Batches, run: _Run, hooks: Sequence[An
     """Run all batches, then take the hooks away; the number of tokens that were no padding."""
     tokens = 0
     device = next(network.parameters()).device
+    trunk: Any = getattr(
+        network, "base_model", network
+    )  # without the head: a decoder's scores take more room than all else
     try:
         with torch.no_grad():
             for batch in batches:
@@ -118,7 +121,7 @@ def _through(network: nn.Module, batches: Batches, run: _Run, hooks: Sequence[An
                 mask = inputs.get("attention_mask")
                 run.mask = None if mask is None else mask.bool()
                 tokens += inputs["input_ids"].numel() if run.mask is None else int(run.mask.sum())
-                network(**inputs, **cacheless(network))
+                trunk(**inputs, **cacheless(trunk))
     finally:
         for hook in hooks:
             hook.remove()

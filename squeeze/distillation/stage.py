@@ -23,8 +23,8 @@ DEFAULTS: dict[str, tuple[LossTerm, ...]] = {
     "feature-extraction": (LossTerm(kind="embedding"), LossTerm(kind="hidden")),
 }
 """The losses where a recipe names none."""
-MEASURED_TOKENS = 16384
-"""Tokens of the train split on which importance is measured: its order settles long before (about a minute on two old cores)."""
+MEASURED_TOKENS, AT_ONCE = 16384, 4096
+"""Tokens of the train split on which importance is measured, and how many of them in one batch."""
 
 
 class DistillStage(BaseModel):
@@ -100,7 +100,7 @@ def distill(
     batches = []
     if needs_texts(stage.student):
         measured = from_split(split.first(max(8, MEASURED_TOKENS // length)), model.tokenizer, length)
-        batches = [measured.batch(numbers) for numbers in by_length(measured.lengths, stage.training.batch)]
+        batches = [measured.batch(numbers) for numbers in by_length(measured.lengths, max(1, AT_ONCE // length))]
     student, notes = make_student(stage.student, model, batches)
     terms = stage.losses or DEFAULTS[model.task]
     check_pair(student, teacher, [LOSSES[term.kind] for term in terms])
