@@ -48,7 +48,7 @@ def head_importance(network: nn.Module, batches: Batches) -> tuple[Tensor, ...]:
     sites = attentions(network)
     grams = []
     for site in sites:
-        weight: Tensor = network.get_submodule(site.output).weight.detach().double()  # type: ignore[operator, union-attr]
+        weight: Tensor = network.get_submodule(site.output).weight.detach().double()  # type: ignore[operator]
         columns = weight.T.reshape(site.heads, site.size, -1)
         grams.append(columns @ columns.transpose(1, 2))  # ‖x W‖² = x (W Wᵀ) xᵀ: one head's size squared, not the width
 
@@ -66,7 +66,7 @@ def neuron_importance(network: nn.Module, batches: Batches) -> tuple[Tensor, ...
     outgoing = []
     for site in sites:
         reader = network.get_submodule(site.reader)
-        weight: Tensor = reader.weight.detach().double()  # type: ignore[operator, union-attr]
+        weight: Tensor = reader.weight.detach().double()  # type: ignore[operator]
         outgoing.append(weight.norm(dim=0 if isinstance(reader, nn.Linear) else 1))
     return _measured(
         network,

@@ -23,7 +23,7 @@ DEFAULTS: dict[str, tuple[LossTerm, ...]] = {
     "feature-extraction": (LossTerm(kind="embedding"), LossTerm(kind="hidden")),
 }
 """The losses where a recipe names none."""
-MEASURED_TOKENS, AT_ONCE = 16384, 4096
+MEASURED_TOKENS, AT_ONCE = 8192, 4096
 """Tokens of the train split on which importance is measured, and how many of them in one batch."""
 
 
