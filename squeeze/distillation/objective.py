@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from squeeze.model import Model
+    from squeeze.training.examples import Examples
 
 
 class Teacher(Protocol):
@@ -31,10 +32,13 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """The network itself, run for every batch."""
+    """The network itself, run for every batch.
 
-    def __init__(self, model: "Model") -> None:
-        self.model = model
+    `own` are the training examples and those that judge as the teacher's tokenizer cuts them, where that is another than the student's.
+    """
+
+    def __init__(self, model: "Model", own: "tuple[Examples, Examples | None] | None" = None) -> None:
+        self.model, self.own = model, own
         self.names = model.text_inputs
         model.network.eval().requires_grad_(False)
 
@@ -43,6 +47,10 @@ class LiveTeacher:
         device = batch["input_ids"].device
         if next(self.model.network.parameters()).device != device:
             self.model.network.to(device)
+        if self.own is not None:
+            examples = self.own["held_out" in batch]
+            assert examples is not None
+            batch = {name: tensor.to(device) for name, tensor in examples.batch(batch["index"].cpu().numpy()).items()}
         with torch.no_grad():
             return ask(self.model.network, self.model.task, {n: batch[n] for n in self.names if n in batch}, needs)
 
