@@ -15,8 +15,15 @@ from torch.nn import functional
 
 from squeeze.distillation.answers import Answers, Needs
 from squeeze.distillation.distributions import (
-    Divergence, divergence_from, jensen_shannon, kullback_leibler, reverse, skewed, sum_over_rows, whole_logits,
-)  # fmt: skip
+    Divergence,
+    divergence_from,
+    jensen_shannon,
+    kullback_leibler,
+    reverse,
+    skewed,
+    sum_over_rows,
+    whole_logits,
+)
 from squeeze.distillation.settings import LossTerm
 from squeeze.errors import TrainError
 from squeeze.training.examples import NO_LABEL
@@ -333,7 +340,7 @@ LOSSES: dict[str, Loss] = {
     ),
     "skewed-kl": Loss(
         "kl to a mixture with a share λ (skew, 0.1) of the teacher: bounded gradients", "T² KL(p ‖ λp + (1−λ)q)",
-        "DistiLLM, arXiv:2402.03898, eq. 3", SCORED, _logits, skewed_kl, frozenset({"temperature", "skew"}), any_tokenizer=True,
+        "DistiLLM, arXiv:2402.03898", SCORED, _logits, skewed_kl, frozenset({"temperature", "skew"}), any_tokenizer=True,
     ),
     "js": Loss(
         "between kl and reverse-kl, both to the mixture with a share β (skew, 0.5) of the teacher",
@@ -356,12 +363,12 @@ LOSSES: dict[str, Loss] = {
         "section 3", ALL, _hidden, cosine, frozenset({"layers"}), layers="last", projects=True,
     ),
     "attention": Loss(
-        "attention maps, head by head", "mean over heads of Σ a_t log(a_t/a_s)", "MiniLM, arXiv:2002.10957, eq. 5", ALL, _attentions,
+        "attention maps, head by head", "mean over heads of Σ a_t log(a_t/a_s)", "MiniLM, arXiv:2002.10957", ALL, _attentions,
         attention, frozenset({"layers"}), layers="spread", lowest=1,
     ),
     "relations": Loss(
         "how queries, keys and values relate to each other; widths and heads may differ", "⅓ Σ_{A = Q, K, V} KL(softmax(A_t A_tᵀ/√d_t) ‖ "
-        "softmax(A_s A_sᵀ/√d_s))", "MiniLMv2, arXiv:2012.15828, eq. 6–8", ALL, _relations, relations, frozenset({"layers", "heads"}),
+        "softmax(A_s A_sᵀ/√d_s))", "MiniLMv2, arXiv:2012.15828", ALL, _relations, relations, frozenset({"layers", "heads"}),
         layers="last", lowest=1,
     ),
     "embedding": Loss(
