@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 Divergence = Callable[["Tensor", "Tensor"], "Tensor"]
 """Log-probabilities [rows, m] of the teacher and of the student -> one number for each row."""
 
-CHUNK = 2**23
-"""Logits at a time: 32 MB in float32."""
+CHUNK = 2**20
+"""Logits at a time, 4 MB in float32: twice as fast as all at once on a CPU, whose caches hold them."""
+CHUNK_ELSEWHERE = 2**23
+"""On other devices, which wait for each call of a kernel: 32 MB."""
 LEAST = -1000.0
 """Stands for the logarithm of no mass, where a difference of infinities would be no number."""
 
@@ -42,7 +44,8 @@ class _Rows(torch.autograd.Function):
         precision = torch.promote_types(logits.dtype, torch.float32)
         total = torch.zeros((), dtype=precision, device=logits.device)
         gradient = torch.zeros_like(flat) if wanted else None
-        for at in rows.split(max(1, CHUNK // flat.shape[-1])):
+        size = CHUNK if logits.device.type == "cpu" else CHUNK_ELSEWHERE
+        for at in rows.split(max(1, size // flat.shape[-1])):
             with torch.set_grad_enabled(wanted):
                 chunk = flat[at].to(precision).requires_grad_(wanted)
                 value = measure(chunk, *(other[at] for other in others))

@@ -139,7 +139,7 @@ def test_chunks_do_not_change_what_comes_out(
     teacher = Answers(logits=logits[1].view(2, 3, CLASSES))
     rows = torch.tensor([0, 1, 4, 5])
     found = []
-    for size in (2**23, 1, 2 * CLASSES + 1):
+    for size in (2**20, 1, 2 * CLASSES + 1):
         monkeypatch.setattr(distributions, "CHUNK", size)
         value = divergence_from(student, teacher, rows, 1.0, kullback_leibler, "kl")
         (gradient,) = torch.autograd.grad(value * 3, student)
