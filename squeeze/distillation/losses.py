@@ -261,8 +261,9 @@ def relation_heads(heads: int, widths: list[list[int]]) -> tuple[int, int, int]:
 
 def relation(part: "Tensor", heads: int, mask: "Tensor") -> "Tensor":
     """log softmax(AAᵀ/√d) over the keys that are not masked: [b, heads, n, n], from [b, n, heads · d]."""
-    a = part.unflatten(-1, (heads, -1)).transpose(1, 2)
-    scores = (a @ a.transpose(-1, -2)).float() / math.sqrt(a.shape[-1])
+    a = part.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    with torch.autocast(a.device.type, enabled=False):
+        scores = a @ a.transpose(-1, -2) / math.sqrt(a.shape[-1])
     return functional.log_softmax(scores.masked_fill(~mask, -1e9), dim=-1)
 
 
@@ -288,7 +289,8 @@ def similarity(term: LossTerm, student: Answers, teacher: Answers, place: Place)
 def others(embeddings: "Tensor") -> "Tensor":
     """Cosines of each text with the others [b, b], 0 with itself; `embeddings` [b, width] have length 1."""
     each = embeddings.float()
-    return (each @ each.T).fill_diagonal_(0.0)
+    with torch.autocast(each.device.type, enabled=False):  # cosines differ in the third digit, where bfloat16 ends
+        return (each @ each.T).fill_diagonal_(0.0)
 
 
 def agreement(student: "Tensor", teacher: "Tensor") -> "Tensor":

@@ -169,6 +169,15 @@ def test_a_loss_is_its_formula(task: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("task", "name"), CASES)
+def test_a_loss_is_computed_in_full_precision_where_networks_are_not(task: str, name: str) -> None:
+    student, teacher = draw(task, 1), draw(task, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = compute(name, task, student, teacher)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(formula(name, task, student, teacher), rel=1e-5)
+
+
+@pytest.mark.parametrize(("task", "name"), CASES)
 def test_padding_never_counts_and_gradients_reach_the_student_alone(task: str, name: str) -> None:
     values = []
     for noise in (0.0, 1e3):
