@@ -45,7 +45,7 @@ class _Rows(torch.autograd.Function):
         total = torch.zeros((), dtype=precision, device=logits.device)
         gradient = torch.zeros_like(flat) if wanted else None
         size = CHUNK if logits.device.type == "cpu" else CHUNK_ELSEWHERE
-        for at in rows.split(max(1, size // flat.shape[-1])):
+        for at in torch.split(rows, max(1, size // flat.shape[-1])):
             with torch.set_grad_enabled(wanted):
                 chunk = flat[at].to(precision).requires_grad_(wanted)
                 value = measure(chunk, *(other[at] for other in others))
@@ -56,7 +56,7 @@ class _Rows(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: "Tensor") -> "tuple[Tensor, None, None, None]":  # type: ignore[override]
+    def backward(ctx: Any, upstream: "Tensor") -> "tuple[Tensor, None, None, None]":
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError("this loss keeps its gradient for one backward pass")

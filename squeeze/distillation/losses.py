@@ -261,7 +261,7 @@ def relation_heads(heads: int, widths: list[list[int]]) -> tuple[int, int, int]:
 
 def relation(part: "Tensor", heads: int, mask: "Tensor") -> "Tensor":
     """log softmax(AAᵀ/√d) over the keys that are not masked: [b, heads, n, n], from [b, n, heads · d]."""
-    a = part.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    a = part.float().reshape(*part.shape[:-1], heads, -1).transpose(1, 2)
     with torch.autocast(a.device.type, enabled=False):
         scores = a @ a.transpose(-1, -2) / math.sqrt(a.shape[-1])
     return functional.log_softmax(scores.masked_fill(~mask, -1e9), dim=-1)
