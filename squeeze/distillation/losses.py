@@ -36,6 +36,20 @@ class Place:
         """Which tokens are text [b, n]."""
         return self.inputs["attention_mask"].bool()
 
+    @property
+    def scored(self) -> "Tensor":
+        """See `scored`."""
+        return scored(self.inputs)
+
+
+def scored(batch: "Mapping[str, Tensor]") -> "Tensor":
+    """Which tokens of a text are predicted and learned [b, n - 1], from the second on: those after its prompt."""
+    mask = batch["attention_mask"][:, 1:].bool()
+    if "prompt" not in batch:
+        return mask
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return mask & (places >= batch["prompt"][:, None])
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -76,7 +90,7 @@ def rows(answers: Answers, place: Place) -> "Tensor":
     assert logits is not None
     if place.task != "causal-lm":
         return logits
-    return logits[:, :-1][place.mask[:, 1:]]
+    return logits[:, :-1][place.scored]
 
 
 def kl(term: LossTerm, student: Answers, teacher: Answers, place: Place) -> "Tensor":
@@ -95,7 +109,7 @@ def mse(term: LossTerm, student: Answers, teacher: Answers, place: Place) -> "Te
 def labels(term: LossTerm, student: Answers, teacher: Answers, place: Place) -> "Tensor":
     """Cross entropy with the true classes, or with the next token of the text."""
     if place.task == "causal-lm":
-        goal = place.inputs["input_ids"][:, 1:][place.mask[:, 1:]]
+        goal = place.inputs["input_ids"][:, 1:][place.scored]
     elif "labels" in place.inputs:
         goal = place.inputs["labels"]
     else:
@@ -123,6 +137,17 @@ def embedding(term: LossTerm, student: Answers, teacher: Answers, place: Place) 
     return (1 - functional.cosine_similarity(student.embedding, teacher.embedding, dim=-1)).mean()
 
 
+def sequence(term: LossTerm, student: Answers, teacher: Answers, place: Place) -> "Tensor":
+    """Cross entropy with what the teacher wrote after the prompts; summed over those tokens, over all that are scored divided."""
+    assert student.logits is not None
+    counted = place.scored
+    written = counted & (place.inputs["prompt"][:, None] > 0) if "prompt" in place.inputs else counted & False
+    losses = functional.cross_entropy(
+        student.logits[:, :-1][written], place.inputs["input_ids"][:, 1:][written], label_smoothing=term.smoothing or 0.0, reduction="sum"
+    )  # fmt: skip
+    return losses / counted.sum()
+
+
 TEMPERATURES = {"text-classification": 2.0, "causal-lm": 1.0, "feature-extraction": 1.0}
 
 LOSSES: dict[str, Loss] = {
@@ -144,6 +169,10 @@ LOSSES: dict[str, Loss] = {
     "embedding": Loss(
         "the embedding of each text", "1 − cos(e_s, e_t)", "Reimers & Gurevych 2020, arXiv:2004.09813", frozenset({"feature-extraction"}),
         lambda layers: (Needs(embedding=True), Needs(embedding=True)), embedding, any_tokenizer=True,
+    ),
+    "sequence": Loss(
+        "text that the teacher wrote (generate)", "−log q(y), y ~ teacher", "Kim & Rush 2016, arXiv:1606.07947", frozenset({"causal-lm"}),
+        lambda layers: (Needs(logits=True), Needs()), sequence, frozenset({"smoothing"}),
     ),
 }  # fmt: skip
 """What `losses` in a recipe may name."""

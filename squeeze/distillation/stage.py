@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from squeeze.distillation.settings import CacheSettings, LossTerm, StudentSettings
+from squeeze.distillation.settings import (
+    AugmentSettings,
+    CacheSettings,
+    GenerateSettings,
+    LossTerm,
+    OnPolicySettings,
+    StudentSettings,
+    UnlabelledSettings,
+)
 from squeeze.errors import TrainError
 from squeeze.provenance import Digest
 from squeeze.report.schema import StageRecord
@@ -40,6 +48,18 @@ class DistillStage(BaseModel):
     )
     training: Training = Field(default=Training(), description="how long, how fast, in what order")
     examples: int | None = Field(default=None, ge=1, description="examples of the train split that are used; none: all")
+    unlabelled: UnlabelledSettings | None = Field(
+        default=None, description="texts without labels that are trained on beside the train split"
+    )
+    augment: AugmentSettings | None = Field(
+        default=None, description="copies of the train texts with words replaced; {} for the defaults"
+    )
+    generate: GenerateSettings | None = Field(
+        default=None, description="text that the teacher writes (causal-lm); {} for the defaults"
+    )
+    on_policy: OnPolicySettings | None = Field(
+        default=None, description="text that the student writes while it trains (causal-lm); {} for the defaults"
+    )
     cache: CacheSettings | None = Field(
         default=None, description="keep the teacher's answers on disk; {} for the defaults"
     )
@@ -82,6 +102,7 @@ def distill(
 
     from squeeze.distillation.objective import Distillation, LiveTeacher, layers_and_width
     from squeeze.distillation.students import make_student
+    from squeeze.distillation.texts import check_texts, further, sampler
     from squeeze.training import fit
     from squeeze.training.examples import from_split
 
@@ -93,10 +114,12 @@ def distill(
     torch.manual_seed(stage.training.seed)
     student, notes = make_student(stage.student, model)
     terms = stage.losses or DEFAULTS[model.task]
+    check_texts(stage, terms, model.task, data.settings, student, teacher)
     split = data.split("train").first(stage.examples)
     examples = from_split(split, student.tokenizer, data.settings.max_length)
     held = min(stage.training.held_out, len(examples) // 5)
     judged, learned = examples.take(np.arange(held)), examples.take(np.arange(held, len(examples)))
+    learned, added = further(stage, data, learned, judged, student, teacher, workspace, done)
     layers, width = layers_and_width(teacher)
     objective = Distillation(
         student,
@@ -106,11 +129,12 @@ def distill(
         teacher_width=width,
         dropout=stage.dropout,
         frozen=stage.freeze,
+        on_policy=sampler(stage, student, teacher),
     )
     found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
     model.network, model.config, model.tokenizer = student.network, student.config, student.tokenizer
     model.integers, model.half, model.artifact = {}, None, None
     return StageRecord(
         kind="distill", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(),
-        notes=(*notes, *found.notes), training=found.curve,
+        notes=(*notes, *added, *found.notes), training=found.curve,
     )  # fmt: skip
