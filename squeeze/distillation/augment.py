@@ -142,7 +142,8 @@ class _Neighbours:
         self.words = tuple(self.known)
         if not self.words:
             raise TrainError(
-                f"{teacher.source}: no token of its vocabulary is a whole word, so none is near another. Set augment.by to mask or masked-lm."
+                f"{teacher.source}: no token of its vocabulary is a whole word that another could be near. "
+                "Set augment.by to mask."
             )
         self.table = functional.normalize(self.vectors[list(self.known.values())], dim=1)
         self.folded = np.array([word.casefold() for word in self.words])
@@ -174,7 +175,7 @@ def _embeddings(teacher: "Model") -> "Tensor":
         return network.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[no-any-return]
     except (AttributeError, NotImplementedError) as error:
         raise TrainError(
-            f"{teacher.source} shows no embedding table to find neighbours in. Set augment.by to mask or masked-lm."
+            f"{teacher.source} shows no embedding table to find neighbours in. Set augment.by to mask."
         ) from error
 
 

@@ -5,6 +5,7 @@ dropped, and so are blocks that share a run of RUN tokens with one of theirs, wh
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -81,11 +82,13 @@ def check_texts(
                 raise TrainError(f"{name} is text that a language model writes; for {task} use unlabelled or augment.")
     if "sequence" in kinds and stage.generate is None:
         raise TrainError("the loss sequence learns what the teacher wrote: add `generate: {}`, or use the loss labels.")
-    if stage.generate is not None or stage.on_policy is not None:
-        if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-            raise TrainError(
-                "generate and on_policy need one vocabulary: the student's tokens are not the teacher's. Use unlabelled."
-            )
+    writes = stage.generate is not None or stage.on_policy is not None
+    if (writes or stage.augment is not None) and teacher.tokenizer is None:
+        raise TrainError(f"{teacher.source} has no tokenizer to write or change texts with. Use unlabelled.")
+    if writes and student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise TrainError(
+            "generate and on_policy need one vocabulary: the student's tokens are not the teacher's. Use unlabelled."
+        )
     if stage.generate is not None and stage.generate.prompt >= data.block_size:
         raise TrainError(
             f"generate.prompt = {stage.generate.prompt} tokens leave nothing of a block of {data.block_size} to write. Lower it."
@@ -132,7 +135,7 @@ def source_digest(settings: "UnlabelledSettings") -> Digest:
     columns = Columns(settings.text_column, None, settings.encoding)
     for row in _named(lambda: list(read_rows(settings.path, columns))):
         found.update(row.text.encode() + b"\0")
-    return found.hexdigest()
+    return f"sha256:{found.hexdigest()}"
 
 
 class HeldOutBlocks:
@@ -200,16 +203,18 @@ def _teachers(
         teacher, learned.tokens.reshape(-1, size).astype(np.int64), stage.generate, stage.training.seed, folder, say,
         _device(stage.training.device),
     )  # fmt: skip
-    # What was given stands in the train split and has been compared; only what was written can be new.
-    written = np.full((len(made), size - stage.generate.prompt), NOTHING, np.int64)
-    for number, row in enumerate(written):
-        tokens = made.tokens[made.starts[number] + stage.generate.prompt : made.starts[number + 1]]
+    # What was given stands in the train split as it is: runs without a written token are not compared.
+    first = max(0, stage.generate.prompt - held.width + 1)
+    rows = np.full((len(made), size - first), NOTHING, np.int64)
+    for number, row in enumerate(rows):
+        tokens = made.tokens[made.starts[number] + first : made.starts[number + 1]]
         row[: len(tokens)] = tokens
-    shared = held.shared(written)
+    shared = held.shared(rows)
+    written = int(made.lengths.sum()) - len(made) * stage.generate.prompt
     notes.append(
-        f"generate: the teacher wrote {int(made.lengths.sum()) - len(made) * stage.generate.prompt:,} tokens after the first "
-        f"{stage.generate.prompt} of {len(made)} blocks" + (f"; {int(shared.sum())} repeat held-out text and were dropped" if shared.any() else "")
-    )  # fmt: skip
+        f"generate: the teacher wrote {written:,} tokens after the first {stage.generate.prompt} of {len(made)} blocks; "
+        f"{int(shared.sum())} repeat held-out text and were dropped"
+    )
     _check_some(int((~shared).sum()), "all that the teacher wrote repeats held-out text.")
     return made.take(np.flatnonzero(~shared))
 
@@ -252,7 +257,8 @@ def _copies(
     )
     if not fresh:
         raise TrainError(
-            f"augment made no text that is new: {notes[-1]}. Raise augment.share, or set augment.by to another of neighbours, masked-lm and mask."
+            f"augment made no text that is new: {notes[-1]}. Raise augment.share, or set augment.by to another of neighbours, "
+            "masked-lm and mask."
         )
     examples = _without_labels(fresh, student, data)
     if stage.augment.keep_labels and learned.labels is not None:
@@ -299,7 +305,8 @@ def _named(read: Callable[[], Result]) -> Result:
     try:
         return read()
     except DataError as error:
-        raise TrainError(f"unlabelled: {error}".replace("data.", "unlabelled.")) from error
+        said = re.sub(r"\bdata\.(text_column|encoding)\b", r"unlabelled.\1", str(error))
+        raise TrainError(f"unlabelled: {said}") from error
 
 
 def _chosen(rows: NDArray[np.int64], count: int | None, seed: int) -> NDArray[np.int64]:
