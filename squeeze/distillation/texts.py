@@ -1,7 +1,8 @@
 """What a student is trained on beside the train split: texts without labels, copies with words replaced, text of the teacher's own.
 
 Nothing that judges comes in: texts equal to one of the evaluate split or of the train split's held-out part (but for white space) are
-dropped, and so are blocks that share a run of RUN tokens with one of theirs, wherever in the block it stands. The notes count them.
+dropped, and so are blocks that share a run of RUN tokens (half a block where that is less) with one of theirs, wherever it stands: a
+file cut at other places than the recipe's data brings no piece of a held-out block that long. The notes count them.
 """
 
 import hashlib
@@ -139,14 +140,14 @@ def source_digest(settings: "UnlabelledSettings") -> Digest:
 
 
 class HeldOutBlocks:
-    """The blocks that judge, by all runs of RUN tokens in them (of a whole block where that is shorter)."""
+    """The blocks that judge, by all runs of RUN tokens in them, or of half a block: cut elsewhere, one of two pieces is as long."""
 
     def __init__(self, data: Data, judged: Examples) -> None:
         split = data.splits.get("evaluate")
         size = data.settings.block_size
         blocks = [np.empty((0, size), np.int64) if split is None or split.blocks is None else split.blocks]
         blocks.append(judged.tokens.reshape(-1, size).astype(np.int64))
-        self.width = min(RUN, size)
+        self.width = min(RUN, (size + 1) // 2)
         self.factors = np.random.default_rng(0).integers(1, 2**63, self.width, dtype=np.uint64) | np.uint64(1)
         self.runs = np.unique(self._runs(np.concatenate(blocks)))
 

@@ -136,7 +136,9 @@ def masked(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_masked_language_model_names_the_likeliest_words_for_the_place(teacher: Model, masked: Path, tokenizer: Any) -> None:
+def test_a_masked_language_model_names_the_likeliest_words_for_the_place(
+    teacher: Model, masked: Path, tokenizer: Any
+) -> None:
     from transformers import BertForMaskedLM
 
     text = "ban dast , kest 17 ."

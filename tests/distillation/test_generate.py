@@ -196,9 +196,17 @@ def test_the_loss_sequence_is_the_cross_entropy_of_what_was_written(smoothing: f
 @pytest.mark.parametrize("kind", ["kl", "mse", "labels"])
 def test_no_loss_over_tokens_scores_a_prompt(kind: Any) -> None:
     where, logits = place([3, 2])
-    LOSSES[kind].compute(LossTerm(kind=kind), Answers(logits=logits), Answers(logits=logits.detach() * 2), where).backward()
+    LOSSES[kind].compute(
+        LossTerm(kind=kind), Answers(logits=logits), Answers(logits=logits.detach() * 2), where
+    ).backward()
     assert logits.grad is not None
-    assert {(int(r), int(n)) for r, n in logits.grad.abs().sum(-1).nonzero()} == {(0, 2), (0, 3), (0, 4), (1, 1), (1, 2)}
+    assert {(int(r), int(n)) for r, n in logits.grad.abs().sum(-1).nonzero()} == {
+        (0, 2),
+        (0, 3),
+        (0, 4),
+        (1, 1),
+        (1, 2),
+    }
 
 
 def test_text_of_the_data_is_none_that_the_teacher_wrote() -> None:
