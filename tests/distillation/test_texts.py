@@ -61,11 +61,8 @@ def test_texts_without_labels_come_without_those_that_judge(bert: Model, tmp_pat
     assert not held & {" ".join(text.split()) for text in examples.texts}
     assert examples.labels is not None
     assert examples.labels[len(learned) :].tolist() == [NO_LABEL] * 30
-    assert (
-        examples.labels[: len(learned)].tolist() == (learned.labels or np.empty(0)).tolist()
-        if learned.labels is None
-        else True
-    )
+    assert learned.labels is not None
+    assert examples.labels[: len(learned)].tolist() == learned.labels.tolist()
     assert f"unlabelled: 30 texts of {more}; of 110 read, 40 are evaluate texts and 40 are there already" in notes
     batch = examples.batch([len(examples) - 1])
     own = bert.tokenizer([examples.texts[-1]])
@@ -110,22 +107,22 @@ def test_blocks_that_repeat_held_out_text_are_dropped_wherever_it_stands(llama: 
     evaluate = data.split("evaluate").blocks
     assert evaluate is not None
     held = HeldOutBlocks(data, judged)
-    random = np.random.default_rng(0).integers(0, 190, (6, 40))
-    random[1, :32] = evaluate[3, 8:]
-    random[2, 5:37] = judged.tokens.reshape(-1, 40)[1, 2:34]
-    random[3, :31] = evaluate[3, 9:]  # one token too few
-    random[4, 1:32] = evaluate[3, :31]
-    random[5, 8:] = learned.tokens.reshape(-1, 40)[0, :32]
+    random, other = np.random.default_rng(0).integers(0, 190, (2, 6, 40))
+    random[1, :20] = evaluate[3, 20:]
+    random[2, 5:25] = judged.tokens.reshape(-1, 40)[1, 2:22]
+    random[3, :19] = evaluate[3, 21:]  # one token too few
+    random[4, 1:20] = evaluate[3, :19]
+    random[5, 8:] = other[0, :32]
     assert held.shared(random).tolist() == [False, True, True, False, False, False]
     # The recipe's own prose moved by a word has blocks at other offsets; all that stand in evaluate blocks must go.
     more = rows(tmp_path / "more.jsonl", ["Good morning!", *TEXTS[:200], *TEXTS[300:400]])
     examples, notes = further(DistillStage(unlabelled={"path": more}), data, learned, judged, llama, llama)
     added = examples.tokens.reshape(-1, 40)[len(learned) :]
-    assert len(added) > 20
-    windows = {row[n : n + 32].tobytes() for row in evaluate.astype(np.int32) for n in range(9)}
-    assert not windows & {row[n : n + 32].tobytes() for row in added for n in range(9)}
+    assert len(added) > 10
+    windows = {row[n : n + 20].tobytes() for row in evaluate.astype(np.int32) for n in range(21)}
+    assert not windows & {row[n : n + 20].tobytes() for row in added for n in range(21)}
     assert int(notes[-1].split(", ")[1].split()[0]) > 0
-    assert "share 32 tokens in a row with held-out blocks" in notes[-1]
+    assert "share 20 tokens in a row with held-out blocks" in notes[-1]
 
 
 def test_copies_have_no_label_unless_asked_and_are_none_that_judge(bert: Model, tmp_path: Path) -> None:
