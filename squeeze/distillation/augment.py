@@ -1,10 +1,11 @@
 """Copies of texts with words replaced: what a teacher is asked about beside the texts that there are.
 
 Jiao et al. 2019, "TinyBERT" (arXiv:1909.10351), algorithm 1: each word is replaced with probability p_t (0.4 there) by one of the K (15)
-candidates for its place. A masked language model names those of a word that is one token to it; of all others they are the nearest in a
-table of word vectors. Two things differ. That table is the teacher's own embedding (GloVe's is 1 GB of downloads), a word of
-several tokens stands in it as their mean. And a word is masked in the original text, not in the half-replaced one, so that the
-model is asked for many places at once.
+candidates for its place, drawn evenly. There, a masked language model names those of a word that is one token to it, and GloVe's nearest
+vectors those of all others. Here it is one or the other: a masked language model is asked for every word, with one mask in its place
+(in the original text, not the half-replaced one, so that many places are asked for at once); or the nearest words in the teacher's
+own embedding table are taken (GloVe's is a download of 1 GB). A word of several tokens has no vector in that table and stays: near the
+mean of its pieces lie their likes and no words of its kind (MiniLM, "unhappiness": un, ha, une, una).
 
 Words are runs of letters; numbers, punctuation and special tokens written in a text stay as they are.
 """
@@ -62,29 +63,22 @@ def augmented(
     """
     tokenizer = teacher.tokenizer
     specials = tuple(str(token) for token in tokenizer.all_special_tokens)
-    if settings.by == "mask":
-        if mask is None:
-            raise TrainError(
-                "augment.by = mask writes the tokenizer's mask token, and it has none. Set it to neighbours."
-            )
-        known: _Neighbours | None = None
-    else:
-        known = _Neighbours(teacher, settings.candidates)
+    if settings.by == "mask" and mask is None:
+        raise TrainError("augment.by = mask writes the tokenizer's mask token, and it has none. Set it to neighbours.")
+    near = _Neighbours(teacher, settings.candidates) if settings.by == "neighbours" else None
     guesser = None if settings.model is None else MaskedWords(settings.model, settings.candidates, max_length, device)
     for begin in range(0, len(texts), GROUP):
         group = range(begin, min(begin + GROUP, len(texts)))
         words = {n: words_of(texts[n], specials) for n in group}
         draws = {(n, c): _draw(seed, c, n, len(words[n])) for n in group for c in range(settings.copies)}
         asked = sorted({(n, int(i)) for (n, _), (u, _) in draws.items() for i in np.flatnonzero(u < settings.share)})
-        found: dict[tuple[int, int], tuple[str, ...]] = {}
-        if mask is not None and known is None:
-            found = dict.fromkeys(asked, (mask,))
         if guesser is not None:
             found = guesser.candidates({(n, i): (texts[n], words[n][i]) for n, i in asked})
-        if known is not None:
-            left = {(n, i): words[n][i].text for n, i in asked if (n, i) not in found}
-            near = known.candidates(sorted(set(left.values())))
-            found |= {place: near[word] for place, word in left.items()}
+        elif near is not None:
+            named = near.candidates(sorted({words[n][i].text for n, i in asked}))
+            found = {(n, i): named[words[n][i].text] for n, i in asked}
+        else:
+            found = dict.fromkeys(asked, (str(mask),))
         for n in group:
             for c in range(settings.copies):
                 chance, pick = draws[n, c]
@@ -136,9 +130,9 @@ class _Neighbours:
     def __init__(self, teacher: "Model", count: int) -> None:
         from torch.nn import functional
 
-        self.count, self.tokenizer = count, teacher.tokenizer
+        self.count = count
         self.vectors = _embeddings(teacher)
-        self.known = whole_words(self.tokenizer)
+        self.known = whole_words(teacher.tokenizer)
         self.words = tuple(self.known)
         if not self.words:
             raise TrainError(
@@ -149,22 +143,16 @@ class _Neighbours:
         self.folded = np.array([word.casefold() for word in self.words])
 
     def candidates(self, words: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """For each word the `count` nearest others, nearest first; none for a word that the tokenizer does not know."""
-        import torch
-
-        found: dict[str, tuple[str, ...]] = {}
-        for at in range(0, len(words), ROWS * 16):
-            some = words[at : at + ROWS * 16]
-            rows = self.tokenizer([f" {word}" for word in some], add_special_tokens=False)["input_ids"]
-            pieces = [[self.known[w]] if w in self.known else list(row) for w, row in zip(some, rows, strict=True)]
-            unknown = self.tokenizer.unk_token_id
-            pieces = [[] if unknown in row else row for row in pieces]
-            queries = torch.stack(
-                [self.vectors[row].mean(dim=0) if row else torch.zeros(self.table.shape[1]) for row in pieces]
-            )
-            near = (queries @ self.table.T).topk(min(self.count + 4, len(self.words)), dim=1).indices.tolist()
-            for word, row, places in zip(some, pieces, near, strict=True):
-                others = [self.words[p] for p in places if self.folded[p] != word.casefold()] if row else []
+        """For each word the `count` nearest others, nearest first; none for a word that is not one token."""
+        found: dict[str, tuple[str, ...]] = dict.fromkeys(words, ())
+        known = {word: self.known.get(word, self.known.get(word.lower(), -1)) for word in words}
+        known = {word: number for word, number in known.items() if number >= 0}
+        for at in range(0, len(known), ROWS * 16):
+            some = list(known)[at : at + ROWS * 16]
+            scores = self.vectors[[known[word] for word in some]] @ self.table.T
+            near = scores.topk(min(self.count + 4, len(self.words)), dim=1).indices.tolist()
+            for word, places in zip(some, near, strict=True):
+                others = [self.words[p] for p in places if self.folded[p] != word.casefold()]
                 found[word] = tuple(others[: self.count])
         return found
 
@@ -189,18 +177,17 @@ class MaskedWords:
         self.network.to(device)
         if self.tokenizer is None or self.tokenizer.mask_token is None:
             raise TrainError(f"augment.model = {path}: its tokenizer has no mask token. Name a masked language model.")
-        self.words = whole_words(self.tokenizer)
-        self.ids = np.array(list(self.words.values()), np.int64)
-        self.names = tuple(self.words)
+        words = whole_words(self.tokenizer)
+        self.names, self.ids = tuple(words), np.array(list(words.values()), np.int64)
 
     def candidates(self, asked: Mapping[tuple[int, int], tuple[str, Word]]) -> dict[tuple[int, int], tuple[str, ...]]:
-        """For each place (text, word) whose word is one token: the `count` likeliest other words, likeliest first.
+        """For each place (text, word): the `count` likeliest other words, likeliest first.
 
-        A place that is cut off with the end of its text is missing from the answer, like words of several tokens.
+        A place that is cut off with the end of its text is missing from the answer.
         """
         import torch
 
-        places = [place for place, (_, word) in asked.items() if word.text in self.words]
+        places = list(asked)
         texts = [
             text[: word.start] + str(self.tokenizer.mask_token) + text[word.end :] for text, word in map(asked.__getitem__, places)
         ]  # fmt: skip

@@ -123,8 +123,8 @@ class AugmentSettings(BaseModel):
 
     by: Literal["neighbours", "masked-lm", "mask"] = Field(
         default="neighbours",
-        description="what a word becomes: one near it in the teacher's embedding table; one that a masked language model would "
-        "put there; or the mask token",
+        description="what a word becomes: one near it in the teacher's embedding table (words of one token); one that a masked "
+        "language model would put there; or the mask token",
     )
     model: str | None = Field(default=None, description="the masked language model: folder or hub id (masked-lm)")
     copies: int = Field(default=1, ge=1, description="copies of each text")
