@@ -71,8 +71,6 @@ class OnPolicy:
             )
         finally:
             network.train(was)
-            # Weights that autocast converted here carry no gradient, and it would use them again in the pass that needs one.
-            torch.clear_autocast_cache()
         mask = (torch.arange(whole.shape[1], device=whole.device) < lengths[:, None]).long()
         made = {"input_ids": torch.where(mask.bool(), whole, self.pad), "attention_mask": mask, "index": batch["index"]}
         made["prompt"] = torch.full_like(lengths, self.settings.prompt)

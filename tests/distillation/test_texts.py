@@ -229,3 +229,19 @@ def test_a_stage_trains_on_what_the_teacher_and_the_student_write(tiny_llama_fol
     assert any(due)
     assert not all(due)
     assert all(share > 0 for share in curve.shares["kl"])
+
+
+def test_an_artifact_stands_no_longer_once_the_unlabelled_texts_or_the_masked_model_change(
+    tiny_bert_folder: Path, tmp_path: Path
+) -> None:
+    from squeeze.stages import _others
+
+    more = rows(tmp_path / "more.jsonl", ["x", "y"])
+    augment = {"by": "masked-lm", "model": str(tiny_bert_folder)}
+    stage = DistillStage(unlabelled={"path": more}, augment=augment)
+    before = _others(stage, None)
+    assert before == _others(stage, None)
+    assert any(name.endswith("model.safetensors") for name in before["files"][str(tiny_bert_folder)])
+    rows(tmp_path / "more.jsonl", ["x", "z"])
+    after = _others(stage, None)
+    assert {name for name in before if before[name] != after[name]} == {"texts"}
