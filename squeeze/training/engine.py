@@ -232,10 +232,10 @@ class _Run:
         place = None if self.workspace is None else state.newest(self.workspace)
         if self.settings.keep == "best" and self.trace.best is not None:
             self._put_back(self.trace.best)
-            which = f"the best validation, step {self.trace.best}"
+            which = f"the best validation (step {self.trace.best})"
         elif place is not None:
             state.restore(self.objective, load_file(place / "weights.safetensors"))
-            which = f"the newest checkpoint, {place.name}"
+            which = f"the newest checkpoint ({place.name})"
         else:
             return " No validation or checkpoint had come before it, so no weights were kept."
         self.objective.eval().requires_grad_(False)

@@ -123,6 +123,7 @@ def lives(settings: dict[str, Any], seed: int, place: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
+    train_toy({"steps": 1, "device": "cpu"}, None)  # what is imported on the way is imported once, before the forks
     out = {}
     for number in asked["seeds"]:
         with tempfile.TemporaryDirectory(dir=asked["folder"]) as folder:
