@@ -63,7 +63,9 @@ def fit(
     if not len(examples):
         raise TrainError("there is no example to train on. Set data.splits.train, or a smaller held_out.")
     if settings.tensorboard and events is None:
-        raise TrainError("training.tensorboard = true, and there is no folder here to write its files into. Set it to false.")
+        raise TrainError(
+            "training.tensorboard = true, and there is no folder here to write its files into. Set it to false."
+        )
     accelerator = _accelerator(settings)
     with _deterministic(accelerator.device):
         run = _Run(
@@ -194,14 +196,18 @@ class _Run:
                     )
         if world > 1:
             sums = {name: self.accelerator.reduce(value) for name, value in sorted(sums.items())}
-        found = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))  # one wait for the device, not many
+        found = dict(
+            zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)
+        )  # one wait for the device, not many
         if bad := [name for name, value in found.items() if not np.isfinite(value)]:
             self._fail(
                 f"the loss {' and '.join(bad)} is not a number at step {step + 1} of {self.steps}",
                 "Lower learning_rate, or that loss's weight.",
             )
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
-        if self.accelerator.scaler is None and not np.isfinite(float(norm)):  # float16's scaler passes over such a step by itself
+        if self.accelerator.scaler is None and not np.isfinite(
+            float(norm)
+        ):  # float16's scaler passes over such a step by itself
             where = unsound(self.objective)
             self._fail(
                 f"the gradient{where and ' of '}{where} is not a number at step {step + 1} of {self.steps}, and the losses are "
@@ -264,7 +270,9 @@ class _Run:
         self.objective.train()
         value = self.objective.figure(float(sums[0]), float(sums[1]))
         if not np.isfinite(value):
-            self._fail(f"{self.objective.metric} on the held-out examples is {value} after step {step}", "Lower learning_rate.")
+            self._fail(
+                f"{self.objective.metric} on the held-out examples is {value} after step {step}", "Lower learning_rate."
+            )
         best = self.trace.best_value()
         self.trace.validations.append(Validation(step=step, tokens=self.trace.tokens[-1], value=value))
         if best is None or (value > best if self.objective.better == "higher" else value < best):
@@ -330,7 +338,9 @@ def _deterministic(device: "torch.device") -> Iterator[None]:
 
     before = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may add in another order each time
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # without it cuBLAS may add in another order each time
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:

@@ -34,7 +34,10 @@ class Events:
         tokens, began = (trace.tokens[-2], trace.seconds[-2]) if step > 1 else (0, 0.0)
         shares = {name: values[-1] for name, values in trace.shares.items()}
         scalars = {"loss/total": sum(shares.values())} | {f"loss/{name}": value for name, value in shares.items()}
-        scalars |= {"rate": trace.rate[-1], "tokens per second": (trace.tokens[-1] - tokens) / max(trace.seconds[-1] - began, 1e-9)}
+        scalars |= {
+            "rate": trace.rate[-1],
+            "tokens per second": (trace.tokens[-1] - tokens) / max(trace.seconds[-1] - began, 1e-9),
+        }
         if trace.validations and trace.validations[-1].step == step:
             scalars[f"held out/{metric}"] = trace.validations[-1].value
         for name, value in scalars.items():

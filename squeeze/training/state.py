@@ -44,7 +44,9 @@ def prepare(workspace: Path, key: Digest) -> tuple[str, ...]:
         _refuse_foreign(workspace)
     workspace.mkdir(parents=True, exist_ok=True)
     if _key(workspace) != key:
-        for path in sorted(workspace.iterdir(), key=lambda path: path.name == KEY):  # the key last: a cut leaves a workspace
+        for path in sorted(
+            workspace.iterdir(), key=lambda path: path.name == KEY
+        ):  # the key last: a cut leaves a workspace
             _remove(path)
         write_atomically(workspace / KEY, json.dumps({"key": key}) + "\n")
     for path in workspace.iterdir():

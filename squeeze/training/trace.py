@@ -54,7 +54,10 @@ class Trace:
                 f"went on from step {', then '.join(map(str, self.resumed))} of {steps} after "
                 + ("an interruption" if len(self.resumed) == 1 else f"{len(self.resumed)} interruptions")
             )
-        notes += [f"an undisturbed run would differ in the last bits, as something changed meanwhile: {c}" for c in self.changes]
+        notes += [
+            f"an undisturbed run would differ in the last bits, as something changed meanwhile: {c}"
+            for c in self.changes
+        ]
         return tuple(notes)
 
     def best_value(self) -> float | None:

@@ -148,7 +148,9 @@ def test_the_best_weights_that_a_checkpoint_speaks_of_belong_to_it(
     """Where they are lost the checkpoint is torn; older ones that no checkpoint speaks of have gone."""
     workspace, weights, curve = cut
     values = {v["step"]: v["value"] for v in curve["validations"]}
-    best = {f"best-{max((s for s in values if s <= n), key=lambda s: (values[s], -s)):09d}.safetensors" for n in (13, 14)}
+    best = {
+        f"best-{max((s for s in values if s <= n), key=lambda s: (values[s], -s)):09d}.safetensors" for n in (13, 14)
+    }
     assert {json.loads((p / "state.json").read_text())["best"] for p in workspace.glob("step-*")} == best
     assert {p.name for p in workspace.glob("best-*")} == best
     without_best(workspace / "step-000000014")

@@ -63,7 +63,10 @@ class Toy(Objective):
     def write(self, folder: Path) -> bool:
         from safetensors.torch import save_file
 
-        save_file({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}, folder / "toy.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()},
+            folder / "toy.safetensors",
+        )
         return True
 
 
