@@ -64,6 +64,15 @@ class DistillStage(BaseModel):
         """Always: it trains."""
         return True
 
+    @property
+    def learns_from_itself(self) -> bool:
+        """Whether, first in a chain, student and teacher would be one model, and no label says more than it knows."""
+        return (
+            self.teacher is None
+            and self.student == StudentSettings()
+            and all(term.kind != "labels" for term in self.losses)
+        )
+
     def apply(
         self, model: "Model", teacher: "Model", data: "Data | None", workspace: Path | None, key: Digest,
         done: Callable[[int, int, str], None] | None = None,
@@ -95,7 +104,7 @@ def distill(
     terms = stage.losses or DEFAULTS[model.task]
     split = data.split("train").first(stage.examples)
     examples = from_split(split, student.tokenizer, data.settings.max_length)
-    held = min(stage.training.held_out, len(examples) // 5)
+    held = stage.training.held_of(len(examples))
     judged, learned = examples.take(np.arange(held)), examples.take(np.arange(held, len(examples)))
     layers, width = layers_and_width(teacher)
     objective = Distillation(
