@@ -205,6 +205,16 @@ def run(
     return run_recipe(loaded, Path(out), mode=mode, progress=progress)
 
 
+def run_folder(model: str | Path, out: str | Path | None = None) -> Path:
+    """Where a step made of `model` lies: beside the artifact that it names, else in `out` or a folder named after the model."""
+    path = Path(model)
+    if is_artifact(path):
+        return path.resolve().parent
+    if torch_artifacts(path):
+        return path
+    return Path(out) if out is not None else Path(f"{path.name.replace(':', '-').removesuffix('.gguf')}-squeezed")
+
+
 @contextmanager
 def _parent(
     model: str | Path, out: str | Path | None, task: str | None, weights: str | None, revision: str | None
@@ -220,7 +230,7 @@ def _parent(
         with claim(last.resolve().parent, "resume", STEPS):
             yield read_artifact(last)
         return
-    folder = Path(out) if out is not None else Path(f"{path.name.replace(':', '-').removesuffix('.gguf')}-squeezed")
+    folder = run_folder(model, out)
     settings = ModelSettings(path=str(model), weights=weights, revision=revision)
     from squeeze.model import task_of
 
@@ -263,7 +273,9 @@ def _kept(model: str, task: str, folder: Path) -> Artifact:
     """Another teacher as an artifact that can be measured."""
     from squeeze.model import ModelSettings
 
-    return read_artifact(Path(model)) if is_artifact(Path(model)) else keep_source(ModelSettings(path=model), task, folder)
+    return (
+        read_artifact(Path(model)) if is_artifact(Path(model)) else keep_source(ModelSettings(path=model), task, folder)
+    )
 
 
 def _called(artifact: Artifact, model: str | Path) -> str:

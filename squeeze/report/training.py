@@ -106,8 +106,8 @@ def loss_words(terms: Sequence[Mapping[str, Any]]) -> str:
     return " + ".join(_term(term) for term in terms)
 
 
-def distill_words(settings: Mapping[str, Any]) -> str:
-    """A distillation's settings, as its record holds them, in a line; all of them stand in the report's recipe."""
+def distill_words(settings: Mapping[str, Any], losses: Sequence[str] = ()) -> str:
+    """A distillation's settings, as its record holds them, in a line; `losses` are the task's own, for settings that name none."""
     student, training = settings.get("student") or {}, settings.get("training") or {}
     layers = student.get("layers")
     said = [f"student {student['path']}"] if student.get("path") else []
@@ -116,7 +116,8 @@ def distill_words(settings: Mapping[str, Any]) -> str:
     said += [f"{student[name]} {name}" for name in ("heads", "neurons") if student.get(name)]
     said += ["student from random weights"] if student.get("config") else []
     said += [f"teacher {settings['teacher']}"] if settings.get("teacher") else []
-    said += [loss_words(settings.get("losses") or ())] if settings.get("losses") else []
+    terms = loss_words(settings.get("losses") or [{"kind": name} for name in losses])
+    said += [terms] if terms else []
     if training:
         steps = training.get("steps")
         said.append(f"{training.get('epochs', 1):g} epochs" if steps is None else count(steps, "step"))
@@ -141,7 +142,9 @@ def _moments(curve: TrainingCurve) -> dict[str, int]:
 
 def _row(curve: TrainingCurve, name: str, n: int) -> tuple[str, ...]:
     loss = curve.loss[n]
-    parts = [f"{figures(v[n])} ({percent(v[n] / loss, 0)})" if loss > 0 else figures(v[n]) for v in curve.shares.values()]
+    parts = [
+        f"{figures(v[n])} ({percent(v[n] / loss, 0)})" if loss > 0 else figures(v[n]) for v in curve.shares.values()
+    ]
     cells = [name, f"{curve.steps[n]:,}", f"{curve.tokens[n]:,}", figures(loss, 4), *(parts if len(parts) > 1 else ())]
     cells.append(f"{curve.rate[n]:.2g}")
     if curve.validations:
