@@ -125,7 +125,8 @@ def distill(
         parent = last if is_artifact(Path(model)) else _before(stage, last, texts)
         source = _teacher(stage, parent)
         if announce is not None:
-            announce(plan(stage, texts, parent.config, stage.teacher or _called(source or parent, model), parent.name))
+            started = "" if parent.name == "0-source" else parent.name
+            announce(plan(stage, texts, parent.config, stage.teacher or _called(source or parent, model), started))
 
         def step(i: int, n: int, text: str = "") -> None:
             say(f"{stage.kind} {stage.scheme}: {text or stage.progress_noun}", i, n)

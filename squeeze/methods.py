@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from squeeze.errors import RecipeError, nearest
 
-
 STUDENT_SOURCES = {
     "layers": "Sanh et al. 2019, arXiv:1910.01108",
     "choose": "Men et al. 2024, arXiv:2403.03853 (importance)",

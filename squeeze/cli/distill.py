@@ -1,7 +1,6 @@
 """`squeeze distill`: a smaller student of a trained model, trained and compared with it in one command."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer

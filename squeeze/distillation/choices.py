@@ -123,7 +123,7 @@ def plan(
     judged = f", and {held:,} more that judge it and choose the weights" if held else ""
     length = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps:,} steps"
     return [
-        ("teacher", teacher), ("student", f"{_student_words(stage, config)}{student and ' of ' + student}"),
+        ("teacher", teacher), ("student", _student_words(stage, config) + (f" of {student}" if student else "")),
         ("losses", loss_words(terms)),
         ("trains on", f"{count - held:,} {unit} of {data.settings.path}{judged}"),
         ("length", f"{length} of batches of {training.batch}: {steps:,} steps"),

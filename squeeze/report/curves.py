@@ -62,6 +62,7 @@ def loss_chart(curve: TrainingCurve) -> Chart | None:
     above = [v for v in values if v > 0]
     steep = min(values) >= 0 and min(curve.loss) > 0 and max(curve.loss) / min(curve.loss) >= STEEP
     low, high = (min(above), max(above)) if steep else (min(0.0, *values), max(values))
+    high = high if high > low else low + 1
     ticks = _powers(low, high) if steep else _round_steps(low, high)
     if steep:
         low, high = min(low, *ticks), max(high, *ticks)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from squeeze.provenance import Digest
 from squeeze.report import stats
-from squeeze.report.derived import PERCENTILES, with_derived, with_parameters
+from squeeze.report.derived import PERCENTILES, show_count, with_derived, with_parameters
 from squeeze.report.schema import Manifest, Measurement, Report
 from squeeze.report.stats import Interval
 from squeeze.report.text import MINUS, THIN, amount, count, figures, percent
@@ -437,7 +437,7 @@ QUANTITIES: dict[str, Quantity] = {
     "steady_memory": Quantity("memory after the call", _show_median, judge_less_memory, dotted=True),
     "cuda_allocated": Quantity("CUDA memory allocated", _show_median, judge_less_memory, dotted=True),
     "cuda_reserved": Quantity("CUDA memory reserved", _show_median, judge_less_memory, dotted=True),
-    "parameters": Quantity("parameters", _show_median, judge_fewer_bytes, dotted=True),
+    "parameters": Quantity("parameters", show_count, judge_fewer_bytes, dotted=True),
     "weight_bytes": Quantity("weights on disk", _show_median, judge_fewer_bytes, dotted=True),
     "compressed_bytes": Quantity("download (zstd)", _show_median, judge_fewer_bytes, dotted=True),
 }
