@@ -122,24 +122,41 @@ def test_the_same_call_again_trains_nothing(
     assert not any("loss" in text for text in trained)
 
 
-def test_an_artifact_gets_a_next_stage_and_learns_from_its_run_s_source(
+def test_an_artifact_teaches_the_next_stage_of_its_run_folder(
     finished: tuple[Path, list[tuple[str, str]], Any], say: Say
 ) -> None:
     student = finished[0] / "1-distill"
     code, shown, wrong = say(
-        "distill", student, "--data", "tweets.csv", "--steps", 2, "--batch", 4, "--rate", 1e-3, "--temperature", 4, "--no-bench",
+        "distill", student, "--layers", 1, "--data", "tweets.csv", "--steps", 2, "--batch", 4, "--rate", 1e-3, "--temperature", 4, "--no-bench",
         "--evaluate", 9, "--seed", 3, "--json", "--quiet",
     )  # fmt: skip
     assert code == 0, wrong
     report = json.loads(shown)
-    assert [m["name"] for m in report["manifests"]] == ["0-source", "1-distill", "2-distill"]
-    settings = report["manifests"][2]["record"]["settings"]
+    assert [m["name"] for m in report["manifests"]] == ["1-distill", "2-distill"]
+    settings = report["manifests"][1]["record"]["settings"]
     assert [term["temperature"] for term in settings["losses"]] == [4.0, None]
     assert (settings["training"]["steps"], settings["training"]["batch"], settings["training"]["seed"]) == (2, 4, 3)
     assert settings["training"]["learning_rate"] == 1e-3
     assert report["recipe"]["data"]["splits"]["evaluate"] == 9
     scored = {m["artifact"] for m in report["measurements"] if m["quantity"] == "correct"}
-    assert scored == {"0-source", "2-distill"}
+    assert scored == {"1-distill", "2-distill"}
+
+
+def test_a_later_artifact_that_is_the_student_itself_learns_from_its_run_s_source(
+    finished: tuple[Path, list[tuple[str, str]], Any],
+) -> None:
+    from squeeze.api import _teacher
+    from squeeze.artifact import read_artifact
+    from squeeze.compress import DistillStage
+    from squeeze.errors import TrainError
+
+    source, student = (read_artifact(finished[0] / name) for name in ("0-source", "1-distill"))
+    cut = DistillStage.model_validate({"student": {"layers": 1}})
+    assert _teacher(DistillStage(), student) == source
+    assert _teacher(cut, student) == student
+    assert _teacher(cut.model_copy(update={"teacher": "models/big"}), student) is None
+    with pytest.raises(TrainError, match="nothing to learn"):
+        _teacher(DistillStage(), source)
 
 
 WRONG: list[tuple[tuple[object, ...], str]] = [
@@ -195,19 +212,17 @@ def test_integers_are_not_distilled(say: Say, tiny_bert_folder: Path, tmp_path: 
     assert "holds integers, which only qat can go on training" in said
 
 
-def test_another_teacher_is_measured_beside_the_student(
-    place: Path, tiny_bert_folder: Path, tiny_distilbert_folder: Path, tmp_path: Path
-) -> None:
+def test_another_teacher_is_measured_beside_the_student(place: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
     from squeeze import api
 
     report = api.distill(
         tiny_bert_folder, tmp_path / "S", data={"path": str(place / "tweets.csv")}, losses=["kl"], teacher=tiny_bert_folder,
-        training={"steps": 1, "batch": 4}, bench=False,
+        student={"layers": 1}, training={"steps": 1, "batch": 4}, bench=False,
     )  # fmt: skip
     assert [m.name for m in report.manifests] == ["teacher", "0-source", "1-distill"]
     scored = [m.artifact for m in report.measurements if m.quantity == "correct"]
     assert scored == ["teacher", "1-distill"]
-    assert report.manifests[0].parameters == report.manifests[2].parameters
+    assert report.manifests[0].parameters == report.manifests[1].parameters > report.manifests[2].parameters
 
 
 def test_methods_list_every_loss_with_its_equation_and_source(say: Say) -> None:

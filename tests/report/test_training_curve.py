@@ -107,7 +107,7 @@ def test_the_loss_chart_places_the_whole_above_its_parts() -> None:
     assert steps == pytest.approx([steps[0]] * len(steps))
     assert whole.points[-1][0] == pytest.approx(curves.WIDTH - curves.RIGHT)
     assert not chart.is_logarithmic
-    assert dict((text, y) for y, text in chart.grid)["0"] == pytest.approx(bottom)
+    assert {text: y for y, text in chart.grid}["0"] == pytest.approx(bottom)
 
 
 def test_a_loss_that_fell_far_is_drawn_logarithmically() -> None:
