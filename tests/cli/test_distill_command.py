@@ -127,8 +127,8 @@ def test_an_artifact_teaches_the_next_stage_of_its_run_folder(
 ) -> None:
     student = finished[0] / "1-distill"
     code, shown, wrong = say(
-        "distill", student, "--layers", 1, "--data", "tweets.csv", "--steps", 2, "--batch", 4, "--rate", 1e-3, "--temperature", 4, "--no-bench",
-        "--evaluate", 9, "--seed", 3, "--json", "--quiet",
+        "distill", student, "--layers", 1, "--data", "tweets.csv", "--steps", 2, "--batch", 4, "--rate", 1e-3, "--temperature", 4,
+        "--no-bench", "--evaluate", 9, "--seed", 3, "--json", "--quiet",
     )  # fmt: skip
     assert code == 0, wrong
     report = json.loads(shown)
