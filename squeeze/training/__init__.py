@@ -1,11 +1,24 @@
 """Training: one loop on accelerate that goes through examples, checkpoints, resumes bit for bit, and keeps its curve.
 
-It knows nothing of what is learned: distillation, recovery after pruning and quantization-aware training each bring an `Objective`
-(`objective.py`, which imports torch and is therefore not named here: recipes read settings without it).
+It knows nothing of what is learned: distillation, recovery after pruning and quantization-aware training each bring an `Objective`,
+which imports torch and is therefore loaded on first use: recipes read the settings without it.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from squeeze.training.engine import Fit, fit
 from squeeze.training.examples import Examples
 from squeeze.training.settings import Training
 
-__all__ = ["Examples", "Fit", "Training", "fit"]
+if TYPE_CHECKING:
+    from squeeze.training.objective import Objective
+
+__all__ = ["Examples", "Fit", "Objective", "Training", "fit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Objective":
+        raise AttributeError(f"module 'squeeze.training' has no attribute {name!r}")
+    from squeeze.training.objective import Objective
+
+    return Objective
