@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from squeeze.distillation.answers import Answers, Needs, ask, embed
-from squeeze.distillation.losses import LOSSES, Loss, Place
+from squeeze.distillation.losses import LOSSES, Loss, Place, agreement, softness
 from squeeze.distillation.settings import LossTerm
 from squeeze.errors import TrainError
 from squeeze.model import answer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from squeeze.model import Model
+    from squeeze.training.examples import Examples
 
 
 class Teacher(Protocol):
@@ -31,10 +32,13 @@ class Teacher(Protocol):
 
 
 class LiveTeacher:
-    """The network itself, run for every batch."""
+    """The network itself, run for every batch.
 
-    def __init__(self, model: "Model") -> None:
-        self.model = model
+    `own` are the training examples and those that judge as the teacher's tokenizer cuts them, where that is another than the student's.
+    """
+
+    def __init__(self, model: "Model", own: "tuple[Examples, Examples | None] | None" = None) -> None:
+        self.model, self.own = model, own
         self.names = model.text_inputs
         model.network.eval().requires_grad_(False)
 
@@ -43,6 +47,10 @@ class LiveTeacher:
         device = batch["input_ids"].device
         if next(self.model.network.parameters()).device != device:
             self.model.network.to(device)
+        if self.own is not None:
+            examples = self.own["held_out" in batch]
+            assert examples is not None
+            batch = {name: tensor.to(device) for name, tensor in examples.batch(batch["index"].cpu().numpy()).items()}
         with torch.no_grad():
             return ask(self.model.network, self.model.task, {n: batch[n] for n in self.names if n in batch}, needs)
 
@@ -55,6 +63,13 @@ class Bound:
     term: LossTerm
     loss: Loss
     layers: tuple[tuple[int, int], ...]
+
+    def needs(self, task: str) -> tuple[Needs, Needs]:
+        """What it asks of the student, and of the teacher."""
+        ours, theirs = self.loss.needs(self.layers)
+        if "temperature" in self.loss.reads:
+            theirs |= Needs(temperatures=frozenset({softness(self.term, task)}))
+        return ours, theirs
 
 
 class Distillation(Objective):
@@ -73,13 +88,13 @@ class Distillation(Objective):
         self.dropout, self.frozen = dropout, tuple(frozen)
         self.teacher = (teacher,)
         layers, width = layers_and_width(student)
-        self.bound = bind(terms, self.task, layers, teacher_layers)
+        self.bound = bind(terms, self.task, layers, teacher_layers, (width, teacher_width))
         self.projections = nn.ModuleDict()
         for each in self.bound:
             if each.loss.projects and width != teacher_width:
                 for ours, theirs in each.layers:
-                    self.projections[f"{ours}-{theirs}"] = nn.Linear(width, teacher_width, bias=False)
-        pairs = [each.loss.needs(each.layers) for each in self.bound]
+                    self.projections[f"{ours}-{theirs}"] = projection(width, teacher_width)
+        pairs = [each.needs(self.task) for each in self.bound]
         self.ours, self.theirs = Needs(), Needs()
         for one, other in pairs:
             self.ours, self.theirs = self.ours | one, self.theirs | other
@@ -130,7 +145,7 @@ class Distillation(Objective):
             assert teacher is not None
             theirs = teacher.answers(batch, Needs(embedding=True)).embedding
             assert theirs is not None
-            value = functional.cosine_similarity(embed(out, inputs["attention_mask"]), theirs, dim=-1)
+            value = agreement(embed(out, inputs["attention_mask"]), theirs)
             return {"value": value.sum(), "count": torch.tensor(len(value))}
         if "labels" in batch and bool((batch["labels"] != NO_LABEL).all()):
             right = out.argmax(-1) == batch["labels"]
@@ -155,22 +170,50 @@ def layers_and_width(model: "Model") -> tuple[int, int]:
     return int(config.num_hidden_layers), int(config.hidden_size)
 
 
-def bind(terms: Sequence[LossTerm], task: str, ours: int, theirs: int) -> tuple[Bound, ...]:
-    """The losses with their layers. Raises TrainError for a loss that the task does not have and for layers that are not there."""
+def projection(width: int, goal: int) -> nn.Linear:
+    """The learned map between widths as it starts: dimension i to dimension i, so that lengths are kept and no chance is in it."""
+    made = nn.Linear(width, goal, bias=False)
+    nn.init.eye_(made.weight)
+    return made
+
+
+def bind(
+    terms: Sequence[LossTerm], task: str, ours: int, theirs: int, widths: tuple[int, int] | None = None
+) -> tuple[Bound, ...]:
+    """The losses with their layers, for a student of `ours` and a teacher of `theirs` layers; `widths`: the student's, the teacher's.
+
+    Raises TrainError for a loss that the task does not have, settings that it does not read, layers that are not there, and widths
+    that it cannot compare.
+    """
     bound: list[Bound] = []
     for term in terms:
         loss = LOSSES[term.kind]
         if task not in loss.tasks:
-            raise TrainError(f"the loss {term.kind} is for {' and '.join(sorted(loss.tasks))}, not for {task}.")
+            able = ", ".join(name for name, other in LOSSES.items() if task in other.tasks)
+            raise TrainError(
+                f"the loss {term.kind} is for {' and '.join(sorted(loss.tasks))}, not for {task}, which has {able}."
+            )
+        given = {name for name in term.model_fields_set - {"kind", "weight"} if getattr(term, name) is not None}
+        if unread := sorted(given - loss.reads):
+            raise TrainError(
+                f"the loss {term.kind} does not read {' and '.join(unread)}; it reads {', '.join(['weight', *sorted(loss.reads)])}. "
+                f"Drop {'it' if len(unread) == 1 else 'them'}."
+            )
+        if loss.same_width and widths is not None and widths[0] != widths[1]:
+            raise TrainError(
+                f"the loss {term.kind} compares {widths[0]} numbers of the student with {widths[1]} of the teacher. "
+                "Use similarity, which needs no widths that match, or take a student as wide as the teacher."
+            )
         layers = term.layers or ()
         if not layers and loss.layers == "spread":
-            layers = tuple((n, round(n * theirs / ours)) for n in range(ours + 1))
+            layers = tuple((n, max(loss.lowest, round(n * theirs / ours))) for n in range(loss.lowest, ours + 1))
         elif not layers and loss.layers == "last":
             layers = ((ours, theirs),)
         for one, other in layers:
-            if one > ours or other > theirs:
+            if not (loss.lowest <= one <= ours and loss.lowest <= other <= theirs):
                 raise TrainError(
-                    f"the loss {term.kind} compares layers {one} and {other}; the student has {ours}, the teacher {theirs}."
+                    f"the loss {term.kind} cannot compare layer {one} of the student with layer {other} of the teacher: layers of the "
+                    f"student are {loss.lowest} to {ours}, of the teacher {loss.lowest} to {theirs}."
                 )
         name = term.kind if sum(t.kind == term.kind for t in terms) == 1 else f"{term.kind} {len(bound) + 1}"
         bound.append(Bound(name, term, loss, layers))

@@ -23,6 +23,8 @@ DEFAULTS: dict[str, tuple[LossTerm, ...]] = {
     "feature-extraction": (LossTerm(kind="embedding"), LossTerm(kind="hidden")),
 }
 """The losses where a recipe names none."""
+MEASURED_TOKENS, AT_ONCE = 8192, 4096
+"""Tokens of the train split on which importance is measured, and how many of them in one batch."""
 
 
 class DistillStage(BaseModel):
@@ -89,10 +91,12 @@ def distill(
     import numpy as np
     import torch
 
+    from squeeze.data import check_fits
+    from squeeze.distillation.losses import LOSSES
     from squeeze.distillation.objective import Distillation, LiveTeacher, layers_and_width
-    from squeeze.distillation.students import make_student
+    from squeeze.distillation.students import check_pair, make_student, needs_texts, same_tokenizer, shrink_notes
     from squeeze.training import fit
-    from squeeze.training.examples import from_split
+    from squeeze.training.examples import by_length, from_split, from_texts
 
     started = time.monotonic()
     if data is None or "train" not in data.splits:
@@ -100,16 +104,37 @@ def distill(
             "distillation trains on the train split. Set data.splits.train, to rest for all that is left over."
         )
     torch.manual_seed(stage.training.seed)
-    student, notes = make_student(stage.student, model)
-    terms = stage.losses or DEFAULTS[model.task]
     split = data.split("train").first(stage.examples)
+    length = data.settings.block_size if model.task == "causal-lm" else data.settings.max_length
+    batches = []
+    if needs_texts(stage.student):
+        measured = from_split(split.first(max(8, MEASURED_TOKENS // length)), model.tokenizer, length)
+        batches = [measured.batch(numbers) for numbers in by_length(measured.lengths, max(1, AT_ONCE // length))]
+    student, notes = make_student(stage.student, model, batches)
+    terms = stage.losses or DEFAULTS[model.task]
+    check_pair(student, teacher, [LOSSES[term.kind] for term in terms])
+    if model.task == "causal-lm" and not same_tokenizer(student.tokenizer, model.tokenizer):
+        raise TrainError(
+            f"{student.source} cuts texts into other tokens than the model that the data was cut for ({model.source}). Name a student "
+            "with that model's tokenizer."
+        )
+    for each in (student, teacher):
+        check_fits(data, each.config)
+    sizes, warnings = shrink_notes(student, teacher)
     examples = from_split(split, student.tokenizer, data.settings.max_length)
     held = stage.training.held_of(len(examples))
     judged, learned = examples.take(np.arange(held)), examples.take(np.arange(held, len(examples)))
+    own = None
+    if not same_tokenizer(student.tokenizer, teacher.tokenizer):
+        taught = [
+            from_texts(e.texts or (), None, teacher.tokenizer, length) if len(e) else None for e in (learned, judged)
+        ]
+        assert taught[0] is not None
+        own = (taught[0], taught[1])
     layers, width = layers_and_width(teacher)
     objective = Distillation(
         student,
-        LiveTeacher(teacher),
+        LiveTeacher(teacher, own),
         terms,
         teacher_layers=layers,
         teacher_width=width,
@@ -118,8 +143,9 @@ def distill(
     )
     found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
     model.network, model.config, model.tokenizer = student.network, student.config, student.tokenizer
+    model.factory, model.activations = student.factory, "float"
     model.integers, model.half, model.artifact = {}, None, None
     return StageRecord(
         kind="distill", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(),
-        notes=(*notes, *found.notes), training=found.curve,
+        notes=(*notes, *sizes, *found.notes), warnings=warnings, training=found.curve,
     )  # fmt: skip

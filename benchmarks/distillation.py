@@ -1,0 +1,231 @@
+"""What distillation keeps and gains on this machine: students beside their teacher, and beside the same students without one.
+
+    python benchmarks/distillation.py                 all parts, about two hours on two cores
+    python benchmarks/distillation.py classifier      or chain, embeddings, language, epochs
+
+Every student is made by `squeeze run` from a committed recipe, varied only in its seed or its losses; all of one part are then
+measured in one bench, so that their answers pair up text by text. Reports go to benchmarks/results/<machine>/distill-*.json; what
+was compared is said in each report's notes. Started again after an interruption it goes on.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
+
+import squeeze
+from benchmarks import peers
+from benchmarks.store import CACHE, machine
+from squeeze.console import message, print_report, progress
+from squeeze.recipe import Recipe, read_recipe
+from squeeze.report import stats
+from squeeze.report.schema import Measurement, Report, read_report, write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, RESULTS = CACHE / "runs", CACHE / "results"
+SEEDS = (0, 1, 2)
+
+
+def main() -> None:
+    """Do the parts named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="none: all")
+    parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
+    given = parser.parse_args()
+    for part in given.parts or PARTS:
+        with progress(quiet=not sys.stderr.isatty()) as say:
+            report, notes = PARTS[part](say)
+        report = report.model_copy(update={"title": f"distill-{part}", "notes": (*report.notes, *notes)})
+        target = ROOT / "benchmarks" / "results" / given.machine / f"distill-{part}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_report(report, target)
+        print_report(report)
+        for line in notes:
+            message(line)
+
+
+def classifier(say: Any) -> tuple[Report, list[str]]:
+    """Three students taught by the classifier, and the same three that only see labels, for as many steps."""
+    finetuned()
+    taught = [made("sentiment-distilled-int8", f"classifier-taught-{n}", say, seed=n) for n in SEEDS]
+    alone = [made("sentiment-distilled-int8", f"classifier-labels-{n}", say, seed=n, losses=["labels"]) for n in SEEDS]
+    recipe = read_recipe(ROOT / "recipes" / "sentiment-distilled-int8.yaml")
+    settings = {
+        "runtimes": ["torch"], "threads": 2, "repeats": 5, "budget_seconds": 0,
+        "workloads": [{"kind": "dataset", "batch": 50, "order": "sorted"}],
+    }  # fmt: skip
+    paths = [taught[0] / "0-source", *(run / "1-distill" for run in (*taught, *alone))]
+    report = squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+    right = of_each(report, "correct", len(paths))
+    teacher = right[0]
+    notes = []
+    for n in SEEDS:
+        ours, labels = right[1 + n], right[1 + len(SEEDS) + n]
+        gain = stats.difference(ours, labels)
+        notes.append(
+            f"seed {n}: taught {share(ours):.2%} = {share(ours) / share(teacher):.2%} of the teacher's {share(teacher):.2%}; labels alone "
+            f"{share(labels):.2%}; paired gain {100 * gain.value:+.2f} points [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+        )
+    means = [
+        [sum(m.values[i] for m in group) / len(SEEDS) for i in range(len(teacher.values))]
+        for group in (right[1:4], right[4:7])
+    ]
+    gain = stats.mean([a - b for a, b in zip(*means, strict=True)])
+    notes.append(
+        f"all seeds: taught less labels alone {100 * gain.value:+.2f} points [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], by tweet"
+    )
+    times = of_each(report, "set_time", len(paths))
+    for n in SEEDS:
+        found = stats.ratio(times[0], times[1 + n])
+        notes.append(
+            f"seed {n}: {found.value:.2f}x the teacher's speed in torch over the whole set [{found.low:.2f}, {found.high:.2f}]"
+        )
+    return report, notes
+
+
+def chain(say: Any) -> tuple[Report, list[str]]:
+    """Distilled, then int8: one recipe, against the export that torch writes when nobody asks for more."""
+    finetuned()
+    recipe = read_recipe(ROOT / "recipes" / "sentiment-distilled-int8.yaml")
+    run = run_into("chain", recipe.model_copy(update={"bench": None}), say)
+    plain = peers.plain_opset18(run / "0-source")
+    settings = {
+        "runtimes": ["onnxruntime"], "threads": 2, "repeats": 8, "budget_seconds": 0, "seconds_per_cell": 0.5,
+        "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
+    }  # fmt: skip
+    paths = [plain, run / "export-0-source", run / "export-2-quantize"]
+    report = squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+    times, right = of_each(report, "set_time", 3), of_each(report, "correct", 3)
+    notes = [
+        f"whole set: {found.value:.2f}x the speed of {name} [{found.low:.2f}, {found.high:.2f}]"
+        for name, found in (
+            ("torch's opset-18 export", stats.ratio(times[0], times[2])), ("squeeze's own fp32 export", stats.ratio(times[1], times[2])),
+        )
+    ]  # fmt: skip
+    lost = stats.difference(right[2], right[0])
+    notes.append(
+        f"accuracy {share(right[2]):.2%} = {share(right[2]) / share(right[0]):.2%} of {share(right[0]):.2%}, "
+        f"{100 * lost.value:+.2f} points [{100 * lost.low:+.2f}, {100 * lost.high:+.2f}], paired"
+    )
+    return report, notes
+
+
+def embeddings(say: Any) -> tuple[Report, list[str]]:
+    """The recipe as it stands."""
+    recipe = read_recipe(ROOT / "recipes" / "embeddings-distilled.yaml")
+    report = read_report(run_into("embeddings-distilled", recipe, say) / "report.json")
+    notes = []
+    for m in report.measurements:
+        if m.quantity == "cosine_to_source" and m.values and "distill" in m.artifact:
+            found = stats.mean(m.values)
+            notes.append(
+                f"{m.artifact}: mean cosine to the teacher {found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
+            )
+    return report, notes
+
+
+def language(say: Any) -> tuple[Report, list[str]]:
+    """The decoder's student, taught and with cross entropy alone for as many steps, by held-out perplexity; both curves are kept."""
+    name = "smollm2-20-layers"
+    taught = made(name, "language-taught", say)
+    alone = made(name, "language-labels", say, losses=["labels"])
+    cut = made(name, "language-cut", say, steps=1, learning_rate=1e-12)
+    recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
+    settings = {"runtimes": ["torch"], "threads": 2, "repeats": 3, "budget_seconds": 0, "workloads": [
+        w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()]}  # fmt: skip
+    paths = [taught / "0-source", *(run / "1-distill" for run in (cut, alone, taught))]
+    report = squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+    scored = of_each(report, "negative_log_likelihood", len(paths))
+    found = stats.perplexity_ratio(scored[3], scored[2])
+    notes = [
+        f"held-out perplexity: teacher {stats.perplexity(scored[0]):.2f}, cut and not trained {stats.perplexity(scored[1]):.2f}, cross "
+        f"entropy alone {stats.perplexity(scored[2]):.2f}, taught {stats.perplexity(scored[3]):.2f}",
+        f"taught over cross entropy alone, paired by block: {100 * (found.value - 1):+.1f} % [{100 * (found.low - 1):+.1f}, "
+        f"{100 * (found.high - 1):+.1f}]",
+    ]
+    for label, run in (("taught", taught), ("cross entropy alone", alone)):
+        curve = squeeze_curve(report, run)
+        if curve is not None:
+            points = ", ".join(f"{v.tokens:,} tokens {v.value:.1f}" for v in curve.validations)
+            notes.append(
+                f"{label}, perplexity of {curve.held_out} other blocks by tokens seen: {points}; {curve.seconds[-1] / 60:.0f} min"
+            )
+    return report, notes
+
+
+def epochs(say: Any) -> tuple[Report, list[str]]:
+    """Two epochs with the teacher's answers kept: the second never runs the teacher."""
+    finetuned()
+    run = made(
+        "sentiment-distilled-int8", "classifier-two-epochs", say, losses=["kl"], cache={}, steps=None, epochs=2.0, validations=1,
+    )  # fmt: skip
+    report = read_report(run / "report.json")
+    curve = squeeze_curve(report, run)
+    notes = list(next(m.record.notes for m in report.manifests if m.record is not None))
+    if curve is not None:
+        first, second = curve.epoch_seconds[:2]
+        notes.append(
+            f"first epoch {first:.0f} s with the teacher's answers in it, second {second:.0f} s = {second / first:.0%}"
+        )
+    return report, notes
+
+
+def finetuned() -> None:
+    """The teacher of the tweets, trained where it is not there yet."""
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "finetune_sentiment.py"], check=True, cwd=ROOT)
+
+
+def made(
+    recipe: str, name: str, say: Any, *, seed: int = 0, losses: list[str] | None = None, cache: Any = None, **training: Any
+) -> Path:  # fmt: skip
+    """The run folder of the recipe's distillation alone, with these settings in place of its own."""
+    loaded = read_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+    stage: Any = loaded.stages[0]
+    content = stage.model_dump()
+    content["training"] |= {"seed": seed, **training}
+    if losses is not None:
+        content["losses"] = [{"kind": kind} for kind in losses]
+    if cache is not None:
+        content["cache"] = cache
+    whole = loaded.model_dump() | {"name": name, "stages": [content], "export": None, "verify": None, "bench": None}
+    return run_into(name, Recipe.model_validate(whole), say)
+
+
+def run_into(name: str, recipe: Recipe, say: Any) -> Path:
+    """Run a recipe into its folder, or take what an earlier call left there."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    squeeze.run(recipe, RUNS / name, mode="resume", progress=say)
+    return RUNS / name
+
+
+def of_each(report: Report, quantity: str, count: int) -> list[Measurement]:
+    """That quantity of each of `count` artifacts, in their order. Raises SystemExit where one was not measured."""
+    found: dict[str, Measurement] = {}
+    for m in report.measurements:
+        if m.quantity == quantity and m.values:
+            found.setdefault(m.artifact, m)
+    if len(found) != count:
+        sys.exit(f"{quantity} was measured of {', '.join(found) or 'nothing'}; {count} artifacts were asked for.")
+    return list(found.values())
+
+
+def share(m: Measurement) -> float:
+    """Mean of zeros and ones."""
+    return sum(m.values) / len(m.values)
+
+
+def squeeze_curve(report: Report, run: Path) -> Any:
+    """The training curve of the run's student, from its manifest."""
+    from squeeze.artifact import read_artifact
+
+    record = read_artifact(run / "1-distill", check=False).manifest.record
+    return None if record is None else record.training
+
+
+PARTS = {"classifier": classifier, "chain": chain, "embeddings": embeddings, "language": language, "epochs": epochs}
+
+if __name__ == "__main__":
+    main()
