@@ -53,7 +53,10 @@ def distill(
     batch: Annotated[
         int | None, typer.Option(help="Examples in a step. None: 32, of language models 8 blocks.")
     ] = None,
-    rate: Annotated[float | None, typer.Option(help="Highest learning rate. None: 0.0001.")] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate. None: 0.0002, of embeddings 0.0003, of language models 0.0001."),
+    ] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the texts. None: text.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels. None: label.")] = None,
     evaluate: Annotated[

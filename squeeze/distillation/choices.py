@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from squeeze.distillation.settings import LossName, LossTerm
 from squeeze.distillation.stage import DEFAULTS
-from squeeze.distillation.students import COUNTS
 from squeeze.errors import DataError, TrainError, nearest
 from squeeze.report.training import loss_words
 from squeeze.rows import Columns, Row, read_rows
@@ -19,10 +18,12 @@ if TYPE_CHECKING:
 
 EVALUATED = {"causal-lm": 100, "text-classification": 1000, "feature-extraction": 1000}
 """Examples that the comparison at the end scores, a tenth of all at most. A block of 512 tokens costs as much as twenty texts."""
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+"""What config.json calls the number of layers, by family."""
 TRAINING: dict[str, dict[str, Any]] = {
     "causal-lm": {"epochs": 1.0, "batch": 8},
-    "text-classification": {"epochs": 3.0, "batch": 32},
-    "feature-extraction": {"epochs": 3.0, "batch": 32},
+    "text-classification": {"epochs": 3.0, "batch": 32, "learning_rate": 2e-4},
+    "feature-extraction": {"epochs": 3.0, "batch": 32, "learning_rate": 3e-4},
 }
 """What the command trains with, where it is told nothing else; a recipe has the defaults of its schema."""
 
@@ -139,7 +140,7 @@ def _student_words(stage: "DistillStage", config: Mapping[str, Any]) -> str:
         return student.path
     if student.config is not None:
         return "a new network with " + ", ".join(f"{name} {value}" for name, value in student.config.items())
-    count = next((config[name] for name in COUNTS if isinstance(config.get(name), int)), None)
+    count = next((config[name] for name in LAYERS if isinstance(config.get(name), int)), None)
     said = []
     if isinstance(student.layers, int):
         said.append(f"{student.layers} of {count} layers ({student.choose})" if count else f"{student.layers} layers")
