@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from squeeze.distillation.settings import LossName, LossTerm
 from squeeze.distillation.stage import DEFAULTS
 from squeeze.errors import DataError, TrainError, nearest
-from squeeze.report.training import loss_words
+from squeeze.report.text import percent
+from squeeze.report.training import epochs_words, loss_words
 from squeeze.rows import Columns, Row, read_rows
 from squeeze.tasks import positions
 
@@ -122,13 +123,13 @@ def plan(
     steps = training.steps_for(count - held)
     unit = f"blocks of {data.settings.block_size} tokens" if task == "causal-lm" else "texts"
     judged = f", and {held:,} more that judge it and choose the weights" if held else ""
-    length = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps:,} steps"
+    length = epochs_words(training.epochs) if training.steps is None else f"{training.steps:,} steps"
     return [
         ("teacher", teacher), ("student", _student_words(stage, config) + (f" of {student}" if student else "")),
         ("losses", loss_words(terms)),
         ("trains on", f"{count - held:,} {unit} of {data.settings.path}{judged}"),
         ("length", f"{length} of batches of {training.batch}: {steps:,} steps"),
-        ("rate", f"{training.learning_rate:g}, {training.schedule} after {training.warm_up:.0%} of warming up"),
+        ("rate", f"{training.learning_rate:g}, {training.schedule} after {percent(training.warm_up, 0)} of warming up"),
         ("compared on", f"{len(data.split('evaluate')):,} {unit}, which are neither trained on nor choose anything"),
         ("device", training.device), ("seed", str(training.seed)),
     ]  # fmt: skip

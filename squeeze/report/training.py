@@ -106,6 +106,11 @@ def loss_words(terms: Sequence[Mapping[str, Any]]) -> str:
     return " + ".join(_term(term) for term in terms)
 
 
+def epochs_words(epochs: float) -> str:
+    """1 epoch, 0.5 epochs."""
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+
+
 def distill_words(settings: Mapping[str, Any], losses: Sequence[str] = ()) -> str:
     """A distillation's settings, as its record holds them, in a line; `losses` are the task's own, for settings that name none."""
     student, training = settings.get("student") or {}, settings.get("training") or {}
@@ -120,7 +125,7 @@ def distill_words(settings: Mapping[str, Any], losses: Sequence[str] = ()) -> st
     said += [terms] if terms else []
     if training:
         steps = training.get("steps")
-        said.append(f"{training.get('epochs', 1):g} epochs" if steps is None else count(steps, "step"))
+        said.append(epochs_words(training.get("epochs", 1)) if steps is None else count(steps, "step"))
         said.append(f"batches of {training.get('batch')}, rate {training.get('learning_rate'):g}")
     return ", ".join(said)
 

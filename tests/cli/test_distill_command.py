@@ -107,19 +107,30 @@ def test_the_report_shows_the_curve_again(finished: tuple[Path, list[tuple[str, 
 
 @pytest.mark.parametrize("by_folder", [True, False])
 def test_the_same_call_again_trains_nothing(
-    finished: tuple[Path, list[tuple[str, str]], Any], place: Path, tiny_bert_folder: Path, by_folder: bool
+    finished: tuple[Path, list[tuple[str, str]], Any],
+    place: Path,
+    tiny_bert_folder: Path,
+    by_folder: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """As after an interruption of the comparison, which is not made again here."""
     from squeeze import api
 
+    compared: list[str] = []
+    monkeypatch.setattr(
+        "squeeze.measuring.compare_stage",
+        lambda stage, before, after, data, **more: compared.extend([before.digest, after.digest]),
+    )
     folder, _, report = finished
     where = (folder, None) if by_folder else (tiny_bert_folder, folder)
     trained: list[str] = []
-    again = api.distill(
+    api.distill(
         *where, data={"path": str(place / "tweets.csv")}, student={"layers": 1}, losses=["kl", "hidden=0.5"],
         training={"epochs": 2, "batch": 8}, bench=False, progress=lambda text, i, n: trained.append(text),
     )  # fmt: skip
-    assert [m.digest for m in again.manifests] == [m.digest for m in report.manifests]
-    assert not any("loss" in text for text in trained)
+    assert compared == [m.digest for m in report.manifests]
+    assert not trained
+    assert not (folder / "2-distill").exists()
 
 
 def test_an_artifact_teaches_the_next_stage_of_its_run_folder(
