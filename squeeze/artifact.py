@@ -360,8 +360,9 @@ def _remove_run(folder: Path) -> None:
         _refuse_foreign(path)
     for path in artifacts:
         shutil.rmtree(path)
-    for path in folder.glob(".*.training"):
-        shutil.rmtree(path)
+    for pattern in (".*.training", ".*.generated"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
     for name in (*REPORTS, RUN):
         (folder / name).unlink(missing_ok=True)
 

@@ -167,6 +167,16 @@ def load_data(settings: DataSettings, task: str, tokenizer: Any, seed: int) -> D
     return Data(settings, task, {split.name: split for split in splits}, labels, tuple(notes))
 
 
+def read_all(
+    settings: DataSettings, task: str, tokenizer: Any
+) -> tuple[list[str] | NDArray[np.int64], tuple[str, ...]]:
+    """Every text, or for causal-lm every block [n, block_size], in the order of the file and each once; and notes. No splits."""
+    notes: list[str] = []
+    if task == "causal-lm":
+        return _blocks(settings, tokenizer, notes), tuple(notes)
+    return [row.text for row in _examples(settings, notes)], tuple(notes)
+
+
 def check_disjoint(splits: Iterable[Split]) -> None:
     """DataError where one example stands in two splits: a score on calibrated or trained examples proves nothing."""
     owner: dict[str | bytes, SplitName] = {}

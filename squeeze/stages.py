@@ -125,12 +125,15 @@ def _split(stage: "Stage", data: "Data | None") -> "tuple[str, Split | None]":
 
 
 def _others(stage: "DistillStage", source: Artifact | None) -> dict[str, Any]:
-    """What a distillation reads beside the chain: the files of another teacher, and those of a student that is there already."""
+    """What a distillation reads beside the chain: files of another teacher, a student or a masked language model, and texts."""
+    from squeeze.distillation.texts import source_digest
     from squeeze.model import ModelSettings
 
-    named = [path for path in (stage.teacher, stage.student.path) if path is not None]
+    masked = None if stage.augment is None else stage.augment.model
+    named = [path for path in (stage.teacher, stage.student.path, masked) if path is not None]
     files = {path: dict(_source_files(ModelSettings(path=path))) for path in named}
-    return {"source": None if source is None else source.digest, "files": files}
+    texts = None if stage.unlabelled is None else source_digest(stage.unlabelled)
+    return {"source": None if source is None else source.digest, "files": files, "texts": texts}
 
 
 def calibration_batches(data: "Data", split: "Split", model: "Model") -> "list[dict[str, NDArray[np.int64]]]":

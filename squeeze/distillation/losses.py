@@ -50,9 +50,14 @@ class Place:
         return self.inputs["attention_mask"].bool()
 
     @property
+    def scored(self) -> "Tensor":
+        """See `scored`."""
+        return scored(self.inputs)
+
+    @property
     def predicting(self) -> "Tensor":
         """Whose next token stands in the text [b, n]."""
-        return functional.pad(self.mask[:, 1:], (0, 1))
+        return functional.pad(self.scored, (0, 1))
 
     @property
     def rows(self) -> "Tensor":
@@ -70,6 +75,14 @@ class Place:
         counts = self.mask.float()
         return counts / counts.sum(dim=1, keepdim=True).clamp(min=1) / len(counts)
 
+
+def scored(batch: "Mapping[str, Tensor]") -> "Tensor":
+    """Which tokens of a text are predicted and learned [b, n - 1], from the second on: those after its prompt."""
+    mask = batch["attention_mask"][:, 1:].bool()
+    if "prompt" not in batch:
+        return mask
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return mask & (places >= batch["prompt"][:, None])
 
 Layers = tuple[tuple[int, int], ...]
 Compute = Callable[[LossTerm, Answers, Answers, Place], "Tensor"]
@@ -324,6 +337,17 @@ def _relations(layers: Layers) -> tuple[Needs, Needs]:
     return Needs(relations=frozenset(s for s, _ in layers)), Needs(relations=frozenset(t for _, t in layers))
 
 
+def sequence(term: LossTerm, student: Answers, teacher: Answers, place: Place) -> "Tensor":
+    """Cross entropy with what the teacher wrote after the prompts; summed over those tokens, over all that are scored divided."""
+    assert student.logits is not None
+    counted = place.scored
+    written = counted & (place.inputs["prompt"][:, None] > 0) if "prompt" in place.inputs else counted & False
+    losses = functional.cross_entropy(
+        student.logits[:, :-1][written], place.inputs["input_ids"][:, 1:][written], label_smoothing=term.smoothing or 0.0, reduction="sum"
+    )  # fmt: skip
+    return losses / counted.sum()
+
+
 TINY = 1e-30
 """Attention below it counts as none."""
 TEMPERATURES = {"text-classification": 2.0, "causal-lm": 1.0, "feature-extraction": 1.0}
@@ -380,6 +404,10 @@ LOSSES: dict[str, Loss] = {
     "similarity": Loss(
         "how alike the texts of a batch are; widths may differ", "mean_{i≠j} (e_s,i · e_s,j − e_t,i · e_t,j)²",
         "Tung & Mori 2019, arXiv:1907.09682", EMBEDS, _embedding, similarity, any_tokenizer=True,
+    ),
+    "sequence": Loss(
+        "text that the teacher wrote (generate)", "−log q(y), y ~ teacher", "Kim & Rush 2016, arXiv:1606.07947", frozenset({"causal-lm"}),
+        lambda layers: (Needs(logits=True), Needs()), sequence, frozenset({"smoothing"}),
     ),
 }  # fmt: skip
 """What `losses` in a recipe may name."""

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from squeeze.distillation.answers import Answers, Needs, ask, embed
-from squeeze.distillation.losses import LOSSES, Loss, Place, agreement, softness
+from squeeze.distillation.losses import LOSSES, Loss, Place, agreement, scored, softness
+from squeeze.distillation.on_policy import DIVERGENCES, OnPolicy
 from squeeze.distillation.settings import LossTerm
 from squeeze.errors import TrainError
 from squeeze.model import answer
@@ -80,13 +81,13 @@ class Distillation(Objective):
 
     def __init__(
         self, student: "Model", teacher: Teacher | None, terms: Sequence[LossTerm], *, teacher_layers: int, teacher_width: int,
-        dropout: bool = False, frozen: Sequence[str] = (),
+        dropout: bool = False, frozen: Sequence[str] = (), on_policy: OnPolicy | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = student.network
         self.task, self.names = student.task, student.text_inputs
         self.dropout, self.frozen = dropout, tuple(frozen)
-        self.teacher = (teacher,)
+        self.teacher, self.on_policy = (teacher,), on_policy
         layers, width = layers_and_width(student)
         self.bound = bind(terms, self.task, layers, teacher_layers, (width, teacher_width))
         self.projections = nn.ModuleDict()
@@ -116,21 +117,42 @@ class Distillation(Objective):
 
     def units(self, batch: "Mapping[str, Tensor]") -> float:
         """Texts, or tokens that are predicted."""
-        return (
-            float(batch["attention_mask"][:, 1:].sum()) if self.task == "causal-lm" else float(len(batch["input_ids"]))
-        )
+        return float(scored(batch).sum()) if self.task == "causal-lm" else float(len(batch["input_ids"]))
 
     def forward(self, batch: "Mapping[str, Tensor]", judge: bool = False) -> "dict[str, Tensor]":
         """See Objective."""
         inputs = {name: batch[name] for name in self.names if name in batch}
         if judge:
             return self._judge(batch, inputs)
+        if self.on_policy is not None and self.on_policy.is_due(int(batch["step"])):
+            return self._own(batch, self.on_policy)
         ours = ask(self.network, self.task, inputs, self.ours)
         teacher = self.teacher[0]
         theirs = Answers() if teacher is None or self.theirs == Needs() else teacher.answers(batch, self.theirs)
         place = {"inputs": batch, "task": self.task, "projections": self.projections}
         return {
             each.name: each.term.weight * each.loss.compute(each.term, ours, theirs, Place(layers=each.layers, **place))  # type: ignore[arg-type]
+            for each in self.bound
+        }
+
+    def _own(self, batch: "Mapping[str, Tensor]", on_policy: OnPolicy) -> "dict[str, Tensor]":
+        """The divergences over what the student writes itself, 0 for all other losses.
+
+        Means over as many tokens as it could have written: an early end counts less, and the parts of a batch add up to the whole.
+        """
+        made, written = on_policy.sampled(self.network, batch)
+        ours = ask(
+            self.network, self.task, {name: made[name] for name in self.names if name in made}, Needs(logits=True)
+        )
+        theirs = on_policy.teacher.answers(made, Needs(logits=True))
+        place = Place(self.task, made, (), self.projections)
+        nothing = sum(
+            (p.sum() * 0 for p in self.projections.parameters()), torch.zeros((), device=made["index"].device)
+        )
+        return {
+            each.name: nothing + each.term.weight * written * each.loss.compute(each.term, ours, theirs, place)
+            if each.term.kind in DIVERGENCES
+            else nothing
             for each in self.bound
         }
 

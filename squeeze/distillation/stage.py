@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from squeeze.distillation.settings import CacheSettings, LossTerm, StudentSettings
+from squeeze.distillation.settings import (
+    AugmentSettings,
+    CacheSettings,
+    GenerateSettings,
+    LossTerm,
+    OnPolicySettings,
+    StudentSettings,
+    UnlabelledSettings,
+)
 from squeeze.errors import TrainError
 from squeeze.provenance import Digest
 from squeeze.report.schema import StageRecord
@@ -42,6 +50,18 @@ class DistillStage(BaseModel):
     )
     training: Training = Field(default=Training(), description="how long, how fast, in what order")
     examples: int | None = Field(default=None, ge=1, description="examples of the train split that are used; none: all")
+    unlabelled: UnlabelledSettings | None = Field(
+        default=None, description="texts without labels that are trained on beside the train split"
+    )
+    augment: AugmentSettings | None = Field(
+        default=None, description="copies of the train texts with words replaced; {} for the defaults"
+    )
+    generate: GenerateSettings | None = Field(
+        default=None, description="text that the teacher writes (causal-lm); {} for the defaults"
+    )
+    on_policy: OnPolicySettings | None = Field(
+        default=None, description="text that the student writes while it trains (causal-lm); {} for the defaults"
+    )
     cache: CacheSettings | None = Field(
         default=None, description="keep the teacher's answers on disk; {} for the defaults"
     )
@@ -95,6 +115,7 @@ def distill(
     from squeeze.distillation.losses import LOSSES
     from squeeze.distillation.objective import Distillation, LiveTeacher, layers_and_width
     from squeeze.distillation.students import check_pair, make_student, needs_texts, same_tokenizer, shrink_notes
+    from squeeze.distillation.texts import check_texts, further, sampler
     from squeeze.training import fit
     from squeeze.training.examples import by_length, from_split, from_texts
 
@@ -112,6 +133,7 @@ def distill(
         batches = [measured.batch(numbers) for numbers in by_length(measured.lengths, max(1, AT_ONCE // length))]
     student, notes = make_student(stage.student, model, batches)
     terms = stage.losses or DEFAULTS[model.task]
+    check_texts(stage, terms, model.task, data.settings, student, teacher)
     check_pair(student, teacher, [LOSSES[term.kind] for term in terms])
     if model.task == "causal-lm" and not same_tokenizer(student.tokenizer, model.tokenizer):
         raise TrainError(
@@ -124,6 +146,7 @@ def distill(
     examples = from_split(split, student.tokenizer, data.settings.max_length)
     held = stage.training.held_of(len(examples))
     judged, learned = examples.take(np.arange(held)), examples.take(np.arange(held, len(examples)))
+    learned, added = further(stage, data, learned, judged, student, teacher, workspace, done)
     own = None
     if not same_tokenizer(student.tokenizer, teacher.tokenizer):
         taught = [
@@ -140,6 +163,7 @@ def distill(
         teacher_width=width,
         dropout=stage.dropout,
         frozen=stage.freeze,
+        on_policy=sampler(stage, student, teacher),
     )
     found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
     model.network, model.config, model.tokenizer = student.network, student.config, student.tokenizer
@@ -147,5 +171,5 @@ def distill(
     model.integers, model.half, model.artifact = {}, None, None
     return StageRecord(
         kind="distill", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(),
-        notes=(*notes, *sizes, *found.notes), warnings=warnings, training=found.curve,
+        notes=(*notes, *sizes, *added, *found.notes), warnings=warnings, training=found.curve,
     )  # fmt: skip

@@ -141,6 +141,8 @@ class _Run:
 
         parts = self._parts(numbers)
         batches = [(_on(self.examples.batch(part), self.accelerator.device), empty) for part, empty in parts]
+        for batch, _ in batches:
+            batch["step"] = torch.tensor(step)
         units = [0.0 if empty else self.objective.units(batch) for batch, empty in batches]
         total = sum(units)
         world = self.accelerator.num_processes

@@ -36,6 +36,8 @@ class Examples:
     pad: int
     texts: tuple[str, ...] | None = None
     """What was tokenised, for networks with another tokenizer; None for blocks."""
+    prompt: NDArray[np.int64] | None = None
+    """Tokens at the start of each that are given and not learned [n]; None: no example has any."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -47,16 +49,18 @@ class Examples:
 
     @property
     def digest(self) -> Digest:
-        """Over tokens, their types and labels."""
+        """Over tokens, their types, labels and prompts."""
         parts = [self.tokens.tobytes(), self.starts.tobytes()]
         parts += [
             b"" if self.types is None else self.types.tobytes(),
             b"" if self.labels is None else self.labels.tobytes(),
         ]
+        if self.prompt is not None:
+            parts.append(self.prompt.tobytes())
         return digest_bytes(b"|".join(parts))
 
     def batch(self, numbers: Sequence[int] | NDArray[np.int64]) -> "dict[str, Tensor]":
-        """Those examples padded on the right to the longest: int64 [b, n]; `index` [b], and `labels` [b] where there are any."""
+        """Those examples padded on the right to the longest: int64 [b, n]; `index` [b]; `labels`, `prompt` [b] where there are any."""
         import torch
 
         numbers = np.asarray(numbers, dtype=np.int64)
@@ -74,6 +78,8 @@ class Examples:
             arrays["token_type_ids"] = types
         if self.labels is not None:
             arrays["labels"] = self.labels[numbers]
+        if self.prompt is not None:
+            arrays["prompt"] = self.prompt[numbers]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def take(self, numbers: NDArray[np.int64]) -> "Examples":
@@ -83,7 +89,32 @@ class Examples:
             self, tokens=self.tokens[at], starts=np.concatenate([[0], np.cumsum(self.lengths[numbers])]).astype(np.int64),
             types=None if self.types is None else self.types[at], labels=None if self.labels is None else self.labels[numbers],
             texts=None if self.texts is None else tuple(self.texts[n] for n in numbers),
+            prompt=None if self.prompt is None else self.prompt[numbers],
         )  # fmt: skip
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """All of these one after another. Where only some have labels the others get NO_LABEL; prompts, 0; token types, 0."""
+    first = parts[0]
+
+    def filled(arrays: list[Any], lengths: list[int], value: int, dtype: Any) -> NDArray[Any] | None:
+        if all(array is None for array in arrays):
+            return None
+        return np.concatenate(
+            [np.full(n, value, dtype) if a is None else a for a, n in zip(arrays, lengths, strict=True)]
+        )
+
+    counts = [len(part) for part in parts]
+    lengths = np.concatenate([part.lengths for part in parts])
+    texts: list[str] | None = []
+    for part in parts:
+        texts = None if texts is None or part.texts is None else [*texts, *part.texts]
+    return Examples(
+        np.concatenate([part.tokens for part in parts]), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        filled([part.types for part in parts], [len(part.tokens) for part in parts], 0, np.int8),
+        filled([part.labels for part in parts], counts, NO_LABEL, np.int64), first.pad, None if texts is None else tuple(texts),
+        filled([part.prompt for part in parts], counts, 0, np.int64),
+    )  # fmt: skip
 
 
 def from_split(split: "Split", tokenizer: Any, max_length: int) -> Examples:

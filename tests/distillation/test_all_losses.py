@@ -36,6 +36,8 @@ def test_all_losses_of_a_task_train_the_student_alone(folder: str, width: str, r
     assert set(objective.projections) == {"0-0", "1-2"}
     examples = from_texts(("The cat sat.", "Nine to five, and late again.", "Rain"), None, teacher.tokenizer, 32)
     batch: Any = dict(examples.batch(range(3)))
+    if student.task == "causal-lm":
+        batch["prompt"] = torch.tensor([1, 2, 1])
     if student.task == "text-classification":
         batch["labels"] = torch.tensor([0, -100, 2])
     shares = objective(batch)

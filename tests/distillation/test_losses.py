@@ -156,7 +156,9 @@ def related(part: int, at: tuple[int, int], task: str, student: Answers, teacher
 
 def test_the_names_of_recipes_are_those_of_the_table() -> None:
     assert set(get_args(LossName)) == set(LOSSES)
-    assert {(task, name) for name, loss in LOSSES.items() for task in loss.tasks} == set(CASES)
+    assert {(task, name) for name, loss in LOSSES.items() for task in loss.tasks} - {("causal-lm", "sequence")} == set(
+        CASES
+    )  # test_generate.py has it
     assert all(loss.reads <= set(LossTerm.model_fields) - {"kind", "weight"} for loss in LOSSES.values())
 
 
