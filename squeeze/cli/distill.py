@@ -63,6 +63,9 @@ def distill(
         int | None,
         typer.Option(help="Examples that only the comparison scores. None: a tenth, 1000 at most (100 blocks)."),
     ] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="More texts to train on, without labels: a file as of --data.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Trains on: auto, cpu or cuda.")] = "auto",
     bench: Annotated[bool, typer.Option(help="Time teacher and student at the end.")] = True,
     settings: Annotated[
@@ -92,7 +95,7 @@ def distill(
         "data": _said(texts),
         "distill": {
             "student": _said(cut), "losses": [loss_term(text) for text in loss or ()], "training": _said(training),
-            "teacher": teacher,
+            "teacher": teacher, "unlabelled": None if unlabelled is None else {"path": unlabelled},
         },
     }  # fmt: skip
     apply_overrides(content, settings or ())

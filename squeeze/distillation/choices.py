@@ -124,15 +124,27 @@ def plan(
     unit = f"blocks of {data.settings.block_size} tokens" if task == "causal-lm" else "texts"
     judged = f", and {held:,} more that judge it and choose the weights" if held else ""
     length = epochs_words(training.epochs) if training.steps is None else f"{training.steps:,} steps"
+    beside = _beside(stage)
+    more = ", and more for the texts beside them" if beside and training.steps is None else ""
     return [
         ("teacher", teacher), ("student", _student_words(stage, config) + (f" of {student}" if student else "")),
         ("losses", loss_words(terms)),
         ("trains on", f"{count - held:,} {unit} of {data.settings.path}{judged}"),
-        ("length", f"{length} of batches of {training.batch}: {steps:,} steps"),
+        *([("beside them", beside)] if beside else []),
+        ("length", f"{length} of batches of {training.batch}: {steps:,} steps{more}"),
         ("rate", f"{training.learning_rate:g}, {training.schedule} after {percent(training.warm_up, 0)} of warming up"),
         ("compared on", f"{len(data.split('evaluate')):,} {unit}, which are neither trained on nor choose anything"),
         ("device", training.device), ("seed", str(training.seed)),
     ]  # fmt: skip
+
+
+def _beside(stage: "DistillStage") -> str:
+    """The texts that no split holds; how many they are is known once they are read or made."""
+    said = [f"unlabelled texts of {stage.unlabelled.path}"] if stage.unlabelled is not None else []
+    said += ["copies with words replaced"] if stage.augment is not None else []
+    said += ["texts that the teacher writes"] if stage.generate is not None else []
+    said += ["texts that the student writes"] if stage.on_policy is not None else []
+    return ", ".join(said)
 
 
 def _student_words(stage: "DistillStage", config: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.csv").write_text("\n".join(["text,label", *(r.replace("neutral", "spam") for r in rows)]), "utf-8")
     numbers = [f"text {n},{n % 5}" for n in range(40)]
     (folder / "numbers.csv").write_text("\n".join(["text,label", *numbers]), "utf-8")
+    (folder / "bare.txt").write_text("\n".join(f"Nobody answered my call {n} times" for n in range(12)), "utf-8")
     (folder / "bare.csv").write_text("\n".join(["text,mood", *rows]), "utf-8")
     return folder
 
@@ -139,7 +140,7 @@ def test_an_artifact_teaches_the_next_stage_of_its_run_folder(
     student = finished[0] / "1-distill"
     code, shown, wrong = say(
         "distill", student, "--layers", 1, "--data", "tweets.csv", "--steps", 2, "--batch", 4, "--rate", 1e-3, "--temperature", 4,
-        "--no-bench", "--evaluate", 9, "--seed", 3, "--json", "--quiet",
+        "--no-bench", "--evaluate", 9, "--seed", 3, "--unlabelled", "bare.txt", "--json", "--quiet",
     )  # fmt: skip
     assert code == 0, wrong
     report = json.loads(shown)
@@ -148,6 +149,7 @@ def test_an_artifact_teaches_the_next_stage_of_its_run_folder(
     assert [term["temperature"] for term in settings["losses"]] == [4.0, None]
     assert (settings["training"]["steps"], settings["training"]["batch"], settings["training"]["seed"]) == (2, 4, 3)
     assert settings["training"]["learning_rate"] == 1e-3
+    assert settings["unlabelled"]["path"] == "bare.txt"
     assert report["recipe"]["data"]["splits"]["evaluate"] == 9
     scored = {m["artifact"] for m in report["measurements"] if m["quantity"] == "correct"}
     assert scored == {"1-distill", "2-distill"}

@@ -153,3 +153,11 @@ def test_the_plan_counts_steps_where_steps_are_given_and_only_the_examples_that_
     assert told["trains on"].startswith("40 texts of tweets.csv, and 10 more")
     assert told["length"] == "70 steps of batches of 32: 70 steps"
     assert told["student"] == "the model as it is of 1-prune"
+
+
+def test_the_plan_names_the_texts_that_no_split_holds() -> None:
+    stage = DistillStage.model_validate({"unlabelled": {"path": "more.txt"}, "augment": {}})
+    told = dict(plan(stage, data_of(200), {}, "big"))
+    assert told["beside them"] == "unlabelled texts of more.txt, copies with words replaced"
+    assert told["length"].endswith("steps, and more for the texts beside them")
+    assert "beside them" not in dict(plan(DistillStage(), data_of(200), {}, "big"))
