@@ -363,6 +363,11 @@ def _remove_run(folder: Path) -> None:
     for pattern in (".*.training", ".*.generated"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
+    for path in folder.glob("tensorboard/*/events.out.tfevents.*"):
+        path.unlink()
+    for path in sorted(folder.glob("tensorboard/**/"), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
     for name in (*REPORTS, RUN):
         (folder / name).unlink(missing_ok=True)
 

@@ -13,11 +13,13 @@ from squeeze.distillation.losses import LOSSES, Loss, Place, agreement, scored, 
 from squeeze.distillation.on_policy import DIVERGENCES, OnPolicy
 from squeeze.distillation.settings import LossTerm
 from squeeze.errors import TrainError
-from squeeze.model import answer
+from squeeze.model import answer, save_model
 from squeeze.training.examples import NO_LABEL
 from squeeze.training.objective import Objective
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from squeeze.model import Model
@@ -85,6 +87,7 @@ class Distillation(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = student.network
+        self.student = (student,)
         self.task, self.names = student.task, student.text_inputs
         self.dropout, self.frozen = dropout, tuple(frozen)
         self.teacher, self.on_policy = (teacher,), on_policy
@@ -175,6 +178,11 @@ class Distillation(Objective):
             assert teacher is not None
             right = out.argmax(-1) == teacher.answers(batch, Needs(logits=True)).logits.argmax(-1)  # type: ignore[union-attr]
         return {"value": right.sum(), "count": torch.tensor(len(right))}
+
+    def write(self, folder: "Path") -> bool:
+        """As an ordinary Transformers folder."""
+        save_model(self.student[0], folder)
+        return True
 
     def figure(self, value: float, count: float) -> float:
         """Perplexity of language models, the mean of all else."""

@@ -145,6 +145,13 @@ def distill(
     sizes, warnings = shrink_notes(student, teacher)
     examples = from_split(split, student.tokenizer, data.settings.max_length)
     held = stage.training.held_of(len(examples))
+    if stage.training.patience is not None and not held:
+        raise TrainError(
+            f"patience waits for a better validation, and {len(examples)} examples are too few to hold any out: a fifth is the "
+            "most. Drop patience, or take more texts."
+        )
+    if held < stage.training.held_out and "held_out" in stage.training.model_fields_set:
+        notes = (*notes, f"{held} of {len(examples)} examples are held out, a fifth, not {stage.training.held_out}")
     judged, learned = examples.take(np.arange(held)), examples.take(np.arange(held, len(examples)))
     learned, added = further(stage, data, learned, judged, student, teacher, workspace, done)
     own = None
@@ -165,7 +172,10 @@ def distill(
         frozen=stage.freeze,
         on_policy=sampler(stage, student, teacher),
     )
-    found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
+    found = fit(
+        objective, learned, judged, stage.training, workspace=workspace, key=key, say=done,
+        events=None if workspace is None else events_folder(workspace),
+    )  # fmt: skip
     model.network, model.config, model.tokenizer = student.network, student.config, student.tokenizer
     model.factory, model.activations = student.factory, "float"
     model.integers, model.half, model.artifact = {}, None, None
@@ -173,3 +183,8 @@ def distill(
         kind="distill", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(),
         notes=(*notes, *sizes, *added, *found.notes), warnings=warnings, training=found.curve,
     )  # fmt: skip
+
+
+def events_folder(workspace: Path) -> Path:
+    """`<run folder>/tensorboard/<stage>` for the workspace `<run folder>/.<stage>.training`."""
+    return workspace.parent / "tensorboard" / workspace.name.removeprefix(".").removesuffix(".training")

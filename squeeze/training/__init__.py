@@ -1,7 +1,6 @@
 """Training: one loop on accelerate that goes through examples, checkpoints, resumes bit for bit, and keeps its curve.
 
-It knows nothing of what is learned: distillation, recovery after pruning and quantization-aware training each bring an `Objective`,
-which imports torch and is therefore loaded on first use: recipes read the settings without it.
+It knows nothing of what is learned: distillation, recovery after pruning and quantization-aware training each bring an `Objective`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ __all__ = ["Examples", "Fit", "Objective", "Training", "fit"]
 
 
 def __getattr__(name: str) -> Any:
+    """`Objective` is a module of torch's and loaded on first use: recipes read `Training`, and are read without torch."""
     if name != "Objective":
         raise AttributeError(f"module 'squeeze.training' has no attribute {name!r}")
     from squeeze.training.objective import Objective
