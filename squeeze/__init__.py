@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "load_model": "squeeze.model",
     "quantize": "squeeze.api",
+    "distill": "squeeze.api",
     "export": "squeeze.api",
     "verify": "squeeze.api",
     "bench": "squeeze.api",

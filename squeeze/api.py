@@ -4,13 +4,15 @@ Steps made one at a time share a *run folder* with the layout that `squeeze run`
 export-1-quantize), so that the chain from source to export can be followed and nothing has to be named twice.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from squeeze.artifact import Artifact, claim, is_artifact, read_artifact
-from squeeze.errors import ArtifactError, ExportError, QuantizeError, RecipeError
+from squeeze.artifact import Artifact, claim, is_artifact, read_artifact, reusable, siblings
+from squeeze.errors import ArtifactError, ExportError, QuantizeError, RecipeError, TrainError
 from squeeze.measuring import bench, exports, self_check, torch_artifacts
 from squeeze.pipeline import (
     Progress,
@@ -24,7 +26,11 @@ from squeeze.pipeline import (
 from squeeze.pipeline import run as run_recipe
 from squeeze.provenance import digest_json
 from squeeze.report.schema import ArtifactChecks, Report
-from squeeze.stages import apply_stage, keep_source
+from squeeze.stages import apply_stage, inputs_of, keep_source
+
+if TYPE_CHECKING:
+    from squeeze.compress import DistillStage
+    from squeeze.data import Data
 
 STEPS = digest_json({"run": "steps made one at a time"})
 """Stands where a recipe's digest stands in a folder made by `squeeze run`, so that the two are never mixed."""
@@ -72,6 +78,66 @@ def quantize(
         if settings is not None:
             loaded = load_data(settings, parent.manifest.task, load_tokenizer(parent.folder), seed)
         return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}", loaded, block)
+
+
+def distill(
+    model: str | Path, out: str | Path | None = None, *, data: dict[str, Any], student: dict[str, Any] | None = None,
+    losses: Sequence[str | dict[str, Any]] = (), temperature: float | None = None, teacher: str | Path | None = None,
+    training: dict[str, Any] | None = None, evaluate: int | None = None, more: dict[str, Any] | None = None, bench: bool = True,
+    seed: int = 0, task: str | None = None, weights: str | None = None, revision: str | None = None, progress: Progress | None = None,
+    announce: Callable[[list[tuple[str, str]]], None] | None = None,
+) -> Report:  # fmt: skip
+    """Train a smaller student of a model (or of an artifact, as the next stage of its run folder), and compare the two, paired.
+
+    `student`, `training`, `data` and `more` are settings as in a recipe's stage; a loss is a name, `name=weight`, or its settings. The
+    student learns from `model`, or from `teacher` where one is named, or from its run's source where `model` is a later artifact and
+    the student itself. `evaluate`: examples scored at the end; none: a tenth of all, 1000 at most, of language models 100 blocks.
+    `announce` hears all that was chosen before anything is trained. Without `bench` nothing is timed.
+
+    A call that was interrupted goes on when it is made again. The report also lies in the run folder, with its page. Raises TrainError
+    for what cannot be learned.
+    """
+    from squeeze.compress import DistillStage
+    from squeeze.data import DataSettings, check_fits, load_data
+    from squeeze.distillation.choices import TRAINING, complete, loss_term, plan, softened
+    from squeeze.measuring import compare_stage
+    from squeeze.model import load_tokenizer
+    from squeeze.recipe import validated
+
+    began, say = (datetime.now(UTC), time.monotonic()), progress or (lambda description, done, total: None)
+    terms = [loss_term(loss) if isinstance(loss, str) else loss for loss in losses]
+    splits: dict[str, Any] = data.get("splits", {})
+    evaluate = splits.get("evaluate") if evaluate is None else evaluate
+    open_splits = {"train": "rest", **splits, "evaluate": 1 if evaluate is None else evaluate}
+    wanted = validated(DataSettings, {**data, "splits": open_splits}, "data")
+    with _parent(model, out, task, weights, revision) as last:
+        folder, task = last.folder.parent, last.manifest.task
+        given = {
+            "student": student or {}, "losses": terms, "teacher": None if teacher is None else str(teacher),
+            "training": {**TRAINING[task], "seed": seed, **(training or {})}, **(more or {}),
+        }  # fmt: skip
+        stage = validated(DistillStage, given, "distill")
+        if temperature is not None:
+            stage = stage.model_copy(update={"losses": softened(stage.losses, task, temperature)})
+        tokenizer = load_tokenizer(last.folder)
+        texts = load_data(complete(wanted, evaluate, task, last.config, tokenizer, seed), task, tokenizer, seed)
+        check_fits(texts, last.config)
+        parent = last if is_artifact(Path(model)) else _before(stage, last, texts)
+        source = _teacher(stage, parent)
+        if announce is not None:
+            started = "" if parent.name == "0-source" else parent.name
+            announce(plan(stage, texts, parent.config, stage.teacher or _called(source or parent, model), started))
+
+        def step(i: int, n: int, text: str = "") -> None:
+            say(f"{stage.kind} {stage.scheme}: {text or stage.progress_noun}", i, n)
+
+        inputs = inputs_of(stage, parent, texts, source)
+        made = [path for path in torch_artifacts(folder) if reusable(path, inputs) is not None]
+        number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(folder))
+        result = apply_stage(stage, parent, made[0] if made else folder / f"{number}-{stage.kind}", texts, step, source)
+        if source is None:
+            source = _kept(str(stage.teacher), task, folder / "teacher")
+        return compare_stage(stage, source, result, texts, seed=seed, began=began, timed=bench, progress=say)
 
 
 def export(
@@ -140,6 +206,16 @@ def run(
     return run_recipe(loaded, Path(out), mode=mode, progress=progress)
 
 
+def run_folder(model: str | Path, out: str | Path | None = None) -> Path:
+    """Where a step made of `model` lies: beside the artifact that it names, else in `out` or a folder named after the model."""
+    path = Path(model)
+    if is_artifact(path):
+        return path.resolve().parent
+    if torch_artifacts(path):
+        return path
+    return Path(out) if out is not None else Path(f"{path.name.replace(':', '-').removesuffix('.gguf')}-squeezed")
+
+
 @contextmanager
 def _parent(
     model: str | Path, out: str | Path | None, task: str | None, weights: str | None, revision: str | None
@@ -155,13 +231,57 @@ def _parent(
         with claim(last.resolve().parent, "resume", STEPS):
             yield read_artifact(last)
         return
-    folder = Path(out) if out is not None else Path(f"{path.name.replace(':', '-').removesuffix('.gguf')}-squeezed")
+    folder = run_folder(model, out)
     settings = ModelSettings(path=str(model), weights=weights, revision=revision)
     from squeeze.model import task_of
 
     task = task or task_of(settings)
     with claim(folder, "resume", STEPS):
         yield keep_source(settings, task, folder / "0-source")
+
+
+def _before(stage: "DistillStage", last: Artifact, texts: "Data") -> Artifact:
+    """What a run folder's last artifact was made from, where this very stage made it before it was interrupted; else that artifact."""
+    earlier = siblings(last.folder).get(last.manifest.parent or "")
+    if earlier is None or last.manifest.record is None or last.manifest.record.kind != stage.kind:
+        return last
+    inputs = inputs_of(stage, earlier, texts, _teacher(stage, earlier))
+    return earlier if inputs == last.manifest.inputs else last
+
+
+def _teacher(stage: "DistillStage", parent: Artifact) -> Artifact | None:
+    """The artifact that teaches; None where the stage names a model. Raises TrainError where the student would learn from itself, and
+    for one that is cut from integers."""
+    if parent.manifest.extra.get("integers") and stage.student.path is None:
+        raise TrainError(
+            f"{parent.folder} holds integers, which only qat can go on training. Distil {parent.folder.parent / '0-source'}, and "
+            "quantize the student."
+        )
+    if stage.teacher is not None:
+        return None
+    place = parent.folder.parent / "0-source"
+    if not stage.learns_from_itself:
+        return parent
+    if parent.name == "0-source" or not is_artifact(place):
+        raise TrainError(
+            f"{parent.folder} would be student and teacher at once: there is nothing to learn. Say which layers the student keeps "
+            "(--layers 3), or name another student or teacher."
+        )
+    return read_artifact(place)
+
+
+def _kept(model: str, task: str, folder: Path) -> Artifact:
+    """Another teacher as an artifact that can be measured."""
+    from squeeze.model import ModelSettings
+
+    return (
+        read_artifact(Path(model)) if is_artifact(Path(model)) else keep_source(ModelSettings(path=model), task, folder)
+    )
+
+
+def _called(artifact: Artifact, model: str | Path) -> str:
+    """What a person calls an artifact: the source by the name that it was given."""
+    return str(model) if artifact.name == "0-source" else str(artifact.folder)
 
 
 def _onnx_artifact(path: Path) -> Artifact:
@@ -177,4 +297,4 @@ def _onnx_artifact(path: Path) -> Artifact:
     return artifact
 
 
-__all__ = ["bench", "export", "quantize", "run", "self_check", "verify"]
+__all__ = ["bench", "distill", "export", "quantize", "run", "self_check", "verify"]

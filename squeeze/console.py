@@ -8,7 +8,9 @@ imported when something is printed, because `squeeze --help` needs none of it.
 """
 
 import os
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,10 @@ STYLES = {"better": "green", "worse": "red", "failed": "red", "same": "dim", "un
 
 PIPE_WIDTH = 160
 """Columns where no terminal says how many, and COLUMNS does not either."""
+
+NUMBER = re.compile(r"(?<![\w-])\d[\d.,]*(e[-+]?\d+)?(?![\w-])")
+PLAIN_SECONDS = 10.0
+"""Away from a terminal a description of which only numbers have changed, such as a loss, is said again after so long."""
 
 SHOWN = 5
 """Layers of each kind in a stage's short table."""
@@ -62,6 +68,7 @@ def print_report(report: Report) -> None:
         _print_profile(profile)
     for manifest in report.manifests:
         print_curve(manifest)
+        print_training(manifest)
     if sizes := size_rows(report.manifests):
         table(
             "weights as computed before they were written, and as they came out",
@@ -157,6 +164,16 @@ def print_curve(manifest: Manifest) -> None:
     if curve:
         title = f"{manifest.name}: error with more calibration texts, on {curve[0].held_out} others"
         table(title, *curve_table(curve))
+
+
+def print_training(manifest: Manifest) -> None:
+    """How the losses fell and the held-out metric rose, where a stage trained."""
+    from squeeze.report.training import training_table, training_words
+
+    curve = manifest.record.training if manifest.record is not None else None
+    if curve is not None and curve.steps:
+        table(f"{manifest.name}: training", *training_table(curve))
+        _print_line(training_words(curve))
 
 
 def size_of(manifest: Manifest) -> str:
@@ -265,13 +282,15 @@ def _records(
 
 
 def _plain_progress() -> Progress:
-    last = ""
+    last = words = ""
+    said = 0.0
 
     def say(description: str, done: int, total: int) -> None:
-        nonlocal last
-        if description != last:
+        nonlocal last, words, said
+        now, told = time.monotonic(), NUMBER.sub("#", description)
+        if description != last and (told != words or now - said >= PLAIN_SECONDS):
             message(f"[{done}/{total}] {description}")
-        last = description
+            last, words, said = description, told, now
 
     return say
 

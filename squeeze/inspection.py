@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from squeeze.artifact import Artifact, chain, is_artifact, read_artifact
 from squeeze.provenance import Digest
+from squeeze.report.explained import stage_label
 from squeeze.report.schema import LayerRow, Manifest
 from squeeze.tasks import positions
 
@@ -99,7 +100,7 @@ def stored_bytes(parameters: int, links: tuple[Link, ...]) -> int:
 
 def _link(manifest: Manifest) -> Link:
     record = manifest.record
-    made_by = "loaded" if record is None else f"{record.kind} {record.settings.get('scheme', '')}".strip()
+    made_by = "loaded" if record is None else stage_label(record)
     return Link(
         name=manifest.name, format=manifest.format, digest=manifest.digest, parameters=manifest.parameters,
         weight_bytes=manifest.weight_bytes, made_by=made_by,

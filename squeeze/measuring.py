@@ -7,20 +7,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from squeeze.artifact import Artifact, is_artifact, read_artifact
+from squeeze.artifact import Artifact, chain, is_artifact, read_artifact, siblings
 from squeeze.errors import ArtifactError, SqueezeError
-from squeeze.pipeline import INT8_CACHE, Progress, Step, make_report
+from squeeze.pipeline import INT8_CACHE, Progress, Step, keep_report, make_report
 from squeeze.report.schema import Cost, Report
 from squeeze.report.store import add
+from squeeze.tasks import positions
 
 if TYPE_CHECKING:
     from squeeze.benchmark import BenchSettings
+    from squeeze.compress import Stage
+    from squeeze.data import Data
 
 SELF_CHECK: dict[str, Any] = {
     "repeats": 10, "most_repeats": 200, "precision": 0.015, "budget_seconds": 60.0, "seconds_per_cell": 0.4, "quality": False,
     "memory": False, "ceilings": False, "energy": False,
 }  # fmt: skip
 """A check of the machine wants many short children: processes differ more from each other than calls do."""
+
+BRIEF: dict[str, Any] = {
+    "runtimes": ("torch",), "repeats": 3, "most_repeats": 6, "budget_seconds": 10.0, "seconds_per_cell": 0.3, "memory": False,
+    "ceilings": False, "energy": False,
+}  # fmt: skip
+"""A short look at speed beside the quality of a stage: as few children as an interval takes."""
 
 
 def bench(
@@ -99,6 +108,49 @@ def _report(
         add(report, place)
     discard(measured.journal)
     return report
+
+
+def compare_stage(
+    stage: "Stage", before: Artifact, after: Artifact, data: "Data", *, seed: int, began: tuple[datetime, float], timed: bool = True,
+    progress: Progress | None = None,
+) -> Report:  # fmt: skip
+    """What a stage cost and gained: `after` against `before`, scored on the same held-out texts and, where `timed`, briefly benched.
+
+    The report begins with `before`, goes along the chain to `after`, and is kept in the run folder. `began`: when the work started,
+    as a date and on the monotonic clock. Times are of the device that the stage was trained on.
+    """
+    from squeeze.benchmark import bench as measure
+    from squeeze.benchmark.journal import discard
+    from squeeze.benchmark.workload import BenchSettings
+
+    folder, task = after.folder.parent, after.manifest.task
+    curve = after.manifest.record.training if after.manifest.record is not None else None
+    device = "cuda" if curve is not None and curve.device.startswith("cuda") else "cpu"
+    limits = [positions(artifact.config) for artifact in (before, after)]
+    length = min([128, data.settings.block_size, *(limit for limit in limits if limit is not None)])
+    works = [{"kind": "fixed", "batch": 1, "sequence": length}] if timed else []
+    settings = BenchSettings.model_validate({**BRIEF, "device": (device,), "workloads": works})
+    told = told_apart([before, *_line(before, after)])
+    measured = measure([told[0], told[-1]], settings, data, _tokenizer(told), task, seed, progress, journal=folder)
+    notes = (*data.notes, *measured.notes)
+    step = Step(artifacts=tuple(told), measured=measured, notes=notes, data=data.digests)
+    recipe = {
+        "model": {"path": after.manifest.source}, "data": data.settings.model_dump(mode="json"), "task": task,
+        "stages": [stage.model_dump(mode="json")], "bench": settings.model_dump(mode="json"), "seed": seed,
+    }  # fmt: skip
+    title = f"{stage.kind} {Path(after.manifest.source).name}"
+    report = make_report(title, recipe, step, began[0], time.monotonic() - began[1])
+    keep_report(report, folder / "report.json")
+    discard(measured.journal)
+    return report
+
+
+def _line(before: Artifact, after: Artifact) -> list[Artifact]:
+    """The chain to `after`, without what lies before `before` where that is part of it."""
+    lying = siblings(after.folder)
+    line = [lying[manifest.digest] for manifest in chain(after.folder)]
+    digests = [artifact.digest for artifact in line]
+    return line[digests.index(before.digest) + 1 :] if before.digest in digests else line
 
 
 def subjects(paths: Sequence[str | Path], task: str | None) -> tuple[list[Artifact], str]:

@@ -5,6 +5,14 @@ from typing import NamedTuple
 
 from squeeze.errors import RecipeError, nearest
 
+STUDENT_SOURCES = {
+    "layers": "Sanh et al. 2019, arXiv:1910.01108",
+    "choose": "Men et al. 2024, arXiv:2403.03853 (importance)",
+    "heads": "Michel et al. 2019, arXiv:1905.10650",
+    "neurons": "Muralidharan et al. 2024, arXiv:2407.14679",
+}
+"""Where the ways to cut a student come from."""
+
 
 class Method(NamedTuple):
     """One row of `squeeze methods`."""
@@ -16,9 +24,11 @@ class Method(NamedTuple):
 
 
 def list_methods() -> list[Method]:
-    """Every scheme, task, runtime and asset that this installation knows."""
+    """Every scheme, loss, student, task, runtime and asset that this installation knows."""
     from squeeze.compress import METHODS, SCHEMES
     from squeeze.compress.calibrate import CALIBRATORS
+    from squeeze.distillation.losses import ALL, LOSSES
+    from squeeze.distillation.settings import StudentSettings
     from squeeze.rows import ASSETS
     from squeeze.runtimes import RUNTIMES
     from squeeze.tasks import TASKS
@@ -34,8 +44,21 @@ def list_methods() -> list[Method]:
             "qat",
             "goes on training a quantized model with its rounding in the loop",
             "Esser et al. 2019, arXiv:1902.08153",
-        )
+        ),
+        Method(
+            "training",
+            "distill",
+            "trains a smaller student on the answers of the model, or of another teacher",
+            "Hinton et al. 2015, arXiv:1503.02531",
+        ),
     ]
+    rows += [
+        Method("student", name, field.description or "", STUDENT_SOURCES.get(name, ""))
+        for name, field in StudentSettings.model_fields.items()
+    ]
+    for name, loss in LOSSES.items():
+        tasks = "" if loss.tasks == ALL else f"; for {' and '.join(sorted(loss.tasks))}"
+        rows.append(Method("loss", name, f"{loss.summary}: {loss.equation}{tasks}", loss.source))
     rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
     rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]
     rows += [

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from squeeze.benchmark.workload import BenchSettings
-from squeeze.compress import Stage
+from squeeze.compress import DistillStage, Stage
 from squeeze.data import DataSettings
 from squeeze.document import Document, Place, apply_override, dotted, file_value, read_text, shown
 from squeeze.errors import RecipeError, nearest
@@ -54,10 +54,21 @@ class Recipe(BaseModel):
         kinds = [stage.kind for stage in self.stages]
         for number, (kind, following) in enumerate(pairwise(kinds)):
             if kind in ("quantize", "qat") and following != "qat":
+                mend = "put distill before quantize" if following == "distill" else "move it to the end"
                 raise ValueError(
                     f"stages[{number}] ({kind}) is followed by {following}. It leaves integers, which only qat can go on "
-                    "training: move it to the end."
+                    f"training: {mend}."
                 )
+        if self.data.splits.train == 0 and "distill" in kinds:
+            raise ValueError(
+                f"stages[{kinds.index('distill')}] (distill) trains, and there is nothing to train on. Set data.splits.train, to "
+                "rest for all texts that are left over."
+            )
+        if self.stages and isinstance(self.stages[0], DistillStage) and self.stages[0].learns_from_itself:
+            raise ValueError(
+                "stages[0] (distill) has the source model for student and for teacher: there is nothing to learn. Set "
+                "student.layers or another student, or name another teacher."
+            )
         if kinds[:1] == ["qat"] or any(
             k == "qat" and before not in ("quantize", "qat") for before, k in pairwise(kinds)
         ):

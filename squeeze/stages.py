@@ -74,13 +74,9 @@ def apply_stage(
     from squeeze.integers import layout_of
     from squeeze.model import load_model, save_model
 
-    name = "calibration" if stage.kind == "quantize" else "train"
-    split = data.splits.get(name) if data is not None and stage.needs_data else None
+    name, split = _split(stage, data)
     used = {} if split is None else {name: split.digest}
-    settings = stage.model_dump(mode="json")
-    if stage.kind == "distill" and data is not None:
-        settings |= {"data": data.settings.model_dump(mode="json"), "taught by": _others(stage, source)}
-    inputs = digest_json({"squeeze": __version__, "parent": parent.digest, "stage": settings, "data": dict(used)})
+    inputs = inputs_of(stage, parent, data, source)
     workspace = folder.with_name(TRAINING.format(folder.name))
     found = reusable(folder, inputs)
     if found is not None:
@@ -110,6 +106,22 @@ def apply_stage(
     artifact = write(folder, fill, model, inputs=inputs, parent=parent.digest, extra=extra, data=used)
     shutil.rmtree(workspace, ignore_errors=True)
     return artifact
+
+
+def inputs_of(stage: "Stage", parent: Artifact, data: "Data | None", source: Artifact | None) -> Digest:
+    """Digest of all that determines what a stage makes: an artifact with the same one need not be made again."""
+    name, split = _split(stage, data)
+    used = {} if split is None else {name: split.digest}
+    settings = stage.model_dump(mode="json")
+    if stage.kind == "distill" and data is not None:
+        settings |= {"data": data.settings.model_dump(mode="json"), "taught by": _others(stage, source)}
+    return digest_json({"squeeze": __version__, "parent": parent.digest, "stage": settings, "data": dict(used)})
+
+
+def _split(stage: "Stage", data: "Data | None") -> "tuple[str, Split | None]":
+    """The split that a stage reads, and its name."""
+    name = "calibration" if stage.kind == "quantize" else "train"
+    return name, data.splits.get(name) if data is not None and stage.needs_data else None
 
 
 def _others(stage: "DistillStage", source: Artifact | None) -> dict[str, Any]:

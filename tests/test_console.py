@@ -306,6 +306,24 @@ def test_progress_away_from_a_terminal_is_a_line_for_each_new_description(open_s
     assert out.text == ""
 
 
+def test_a_loss_that_changes_is_no_line_for_each_step(open_stream: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    err = open_stream("stderr")
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 60.0)
+    with console.progress() as say:
+        for n in range(1, 50):
+            say(f"distill 3 layers: loss {1 / n:.4g}, {n * 1000:,} tokens/s, 3e-05", n, 50)
+        say("bench 0-source", 0, 2)
+        say("bench 1-distill", 1, 2)
+    assert err.text.splitlines() == [
+        "[1/50] distill 3 layers: loss 1, 1,000 tokens/s, 3e-05", "[0/2] bench 0-source", "[1/2] bench 1-distill",
+    ]  # fmt: skip
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    with console.progress() as say:
+        say("loss 2", 1, 2)
+        say("loss 1", 2, 2)
+    assert err.text.endswith("[1/2] loss 2\n[2/2] loss 1\n")
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_quiet_progress_says_nothing(terminal: bool, open_stream: Open) -> None:
     err = open_stream("stderr", terminal=terminal)

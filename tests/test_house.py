@@ -69,6 +69,7 @@ def test_the_installed_command_answers_help() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for command in (
         "run",
+        "distill",
         "quantize",
         "export",
         "verify",

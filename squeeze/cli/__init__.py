@@ -12,6 +12,8 @@ import typer
 
 from squeeze import __version__, console
 from squeeze.cli.bench import bench
+from squeeze.cli.distill import MORE as DISTILL_MORE
+from squeeze.cli.distill import distill
 from squeeze.cli.options import Json, Out, Quiet, Revision, Seed, Task, Weights, print_report
 from squeeze.errors import SqueezeError
 
@@ -27,6 +29,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(bench, name="bench")
+app.command(epilog=DISTILL_MORE, no_args_is_help=True)(distill)
 
 MODEL = "Local Transformers folder, .gguf file, asset: name, squeeze artifact, run folder, hub id, or package.module:factory."
 
@@ -283,7 +286,7 @@ def inspect(
 
 @app.command()
 def methods(json: Json = False) -> None:
-    """List what squeeze can do: schemes, tasks, runtimes, assets."""
+    """List what squeeze can do: schemes, losses, tasks, runtimes, assets."""
     from squeeze.methods import list_methods
 
     rows = list_methods()
@@ -352,6 +355,7 @@ def _print_artifact(artifact: Any, json: bool) -> None:
     ]
     rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
     console.table(manifest.name, ("", ""), [*rows, *(("warning", text) for text in stage_warnings(manifest))])
+    console.print_training(manifest)
     if manifest.record is not None and manifest.record.layers:
         console.print_curve(manifest)
         console.print_layers(manifest.record, artifact.folder)

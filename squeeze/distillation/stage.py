@@ -86,6 +86,15 @@ class DistillStage(BaseModel):
         """Always: it trains."""
         return True
 
+    @property
+    def learns_from_itself(self) -> bool:
+        """Whether, first in a chain, student and teacher would be one model, and no label says more than it knows."""
+        return (
+            self.teacher is None
+            and self.student == StudentSettings()
+            and all(term.kind != "labels" for term in self.losses)
+        )
+
     def apply(
         self, model: "Model", teacher: "Model", data: "Data | None", workspace: Path | None, key: Digest,
         done: Callable[[int, int, str], None] | None = None,
@@ -135,7 +144,7 @@ def distill(
         check_fits(data, each.config)
     sizes, warnings = shrink_notes(student, teacher)
     examples = from_split(split, student.tokenizer, data.settings.max_length)
-    held = min(stage.training.held_out, len(examples) // 5)
+    held = stage.training.held_of(len(examples))
     if stage.training.patience is not None and not held:
         raise TrainError(
             f"patience waits for a better validation, and {len(examples)} examples are too few to hold any out: a fifth is the "

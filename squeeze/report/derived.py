@@ -1,11 +1,12 @@
-"""Measurements that follow from others, worked out when a report is read: percentiles of requests, memory above the baseline."""
+"""Measurements that follow from others, worked out when a report is read: percentiles of requests, memory above the baseline,
+parameters where stages changed their number."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from squeeze.report import stats
-from squeeze.report.schema import Measurement
+from squeeze.report.schema import Manifest, Measurement
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -44,6 +45,23 @@ def with_percentiles(measurements: Sequence[Measurement]) -> list[Measurement]:
             change = {"quantity": f"request_p{percentile}", "values": tuple(found.values()), "repeat": tuple(found)}
             every.append(m.model_copy(update=change))
     return every
+
+
+def with_parameters(measurements: Sequence[Measurement], manifests: Sequence[Manifest]) -> list[Measurement]:
+    """The measurements, each artifact's bytes preceded by its parameters where artifacts differ in them: a student has fewer."""
+    counts = {m.digest: m.parameters for m in manifests if m.parameters}
+    every: list[Measurement] = []
+    for m in measurements:
+        if m.quantity == "weight_bytes" and len(set(counts.values())) > 1 and m.artifact_digest in counts:
+            change = {"quantity": "parameters", "unit": "", "values": (float(counts[m.artifact_digest]),)}
+            every.append(m.model_copy(update=change))
+        every.append(m)
+    return every
+
+
+def show_count(m: Measurement) -> tuple[float, str]:
+    """What was counted once, exactly: 66,955,010."""
+    return m.values[0], f"{m.values[0]:,.0f}"
 
 
 def _cell(m: Measurement) -> tuple[object, ...]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from squeeze.report.text import amount, figures, percent
+from squeeze.report.training import distill_words
 
 if TYPE_CHECKING:
-    from squeeze.report.schema import Manifest
+    from squeeze.report.schema import Manifest, StageRecord
 
 TOLERANCE = 0.02
 """Share of the prediction by which a size may differ before it is a warning."""
@@ -100,6 +101,13 @@ def size_row(manifest: "Manifest") -> SizeRow | None:
 def size_rows(manifests: "Sequence[Manifest]") -> list[SizeRow]:
     """Of all artifacts whose size was predicted."""
     return [row for manifest in manifests if (row := size_row(manifest)) is not None]
+
+
+def stage_label(record: "StageRecord") -> str:
+    """A stage by its kind and what it is about: "quantize int8", "distill 3 layers, kl + 0.5 hidden, 3 epochs …"."""
+    if record.kind == "distill":
+        return f"distill {distill_words(record.settings, tuple(record.training.shares) if record.training else ())}".strip()
+    return f"{record.kind} {record.settings.get('scheme', '')}".strip()
 
 
 def stage_warnings(manifest: "Manifest") -> Iterator[str]:

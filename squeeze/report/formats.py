@@ -17,6 +17,7 @@ from squeeze.report.headline import headline
 from squeeze.report.schema import Measurement, Report
 from squeeze.report.summary import QUANTITIES, cells, label, pivot, summarize
 from squeeze.report.text import visible
+from squeeze.report.training import training_table, training_words
 
 COLUMNS = (
     "started", "title", "cpu", "quantity", "unit", "workload", "artifact", "runtime", "device", "threads", "dtype", "repeat",
@@ -70,6 +71,15 @@ def to_markdown(report: Report) -> str:
     lines += _table(
         ("quantity", "before", "after", "change"), [(r.label, r.before.text, r.after.text, r.verdict) for r in rows]
     )
+    for manifest in report.manifests:
+        curve = manifest.record.training if manifest.record is not None else None
+        if curve is not None and curve.steps:
+            lines += [
+                "",
+                f"Training of {_cell(manifest.name)}: {_cell(training_words(curve))}.",
+                "",
+                *_table(*training_table(curve)),
+            ]
     every = cells(report)
     if every:
         columns, content = pivot(every)

@@ -66,6 +66,10 @@ def _one_speed(row: SummaryRow, *, named: bool) -> str:
     return f"{said} ({row.label.partition(', ')[2]})" if named else said
 
 
+def _parameters(rows: Sequence[SummaryRow]) -> str:
+    return _share_left(rows, "parameters", "has {} of the parameters", "")
+
+
 def _memory(rows: Sequence[SummaryRow]) -> str:
     return _share_left(rows, "peak_memory", "peaks at {} of the memory", "no difference in peak memory shown")
 
@@ -82,4 +86,4 @@ def _share_left(rows: Sequence[SummaryRow], quantity: str, changed: str, same: s
     return ""
 
 
-PARTS = (_quality, _agreement, _speed, _memory, _disk)
+PARTS = (_quality, _agreement, _parameters, _speed, _memory, _disk)

@@ -14,15 +14,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from squeeze.report import charts
-from squeeze.report.explained import curve_table, size_row
+from squeeze.report import charts, curves
+from squeeze.report.explained import curve_table, size_row, stage_label
 from squeeze.report.floor import COST_COLUMNS, FLOOR_COLUMNS, cost_rows, floors
 from squeeze.report.headline import headline
 from squeeze.report.noise import warnings
 from squeeze.report.profiles import profile_tables
-from squeeze.report.schema import Manifest, Report
+from squeeze.report.schema import Manifest, Report, StageRecord
 from squeeze.report.summary import SummaryRow, cells, ends, shared_where, summarize
 from squeeze.report.text import amount, figures, json_text, percent, visible
+from squeeze.report.training import TrainingCurve, training_columns, training_rows, training_words
 
 CARDS = (
     "negative_log_likelihood", "correct", "cosine_to_source", "same_answer", "decode_rate", "set_time", "latency",
@@ -63,9 +64,18 @@ def _body(report: Report) -> str:
         stages=[(m.name, m.record, charts.layer_chart(m.record.layers)) for m in report.manifests if m.record],
         warnings=warnings(report), floors=floors(report), floor_columns=FLOOR_COLUMNS,
         costs=cost_rows(report.costs), cost_columns=COST_COLUMNS, profiles=[t for p in report.profiles for t in profile_tables(p)],
+        trainings=[_training(m.name, m.record.training) for m in report.manifests if m.record and m.record.training], curves=curves,
         sizes={m.name: size_row(m) for m in report.manifests}, curve_table=curve_table,
         largest=max((m.weight_bytes for m in report.manifests), default=0) or 1,
     )  # fmt: skip
+
+
+def _training(name: str, curve: TrainingCurve) -> dict[str, Any]:
+    """One stage's training as its template reads it."""
+    return {
+        "name": name, "curve": curve, "loss": curves.loss_chart(curve), "metric": curves.metric_chart(curve),
+        "words": training_words(curve), "columns": training_columns(curve), "rows": training_rows(curve),
+    }  # fmt: skip
 
 
 def _cards(rows: list[SummaryRow]) -> list[tuple[SummaryRow, tuple[float, float] | None]]:
@@ -90,7 +100,7 @@ def _templates() -> Environment:
     )  # fmt: skip
     environment.filters |= {
         "amount": amount, "figures": figures, "percent": percent, "lines": _lines, "settings": _settings,
-        "json": _pretty, "place": "{:.1f}".format,
+        "stage": _stage, "json": _pretty, "place": "{:.1f}".format,
     }  # fmt: skip
     return environment
 
@@ -109,6 +119,11 @@ def _settings(settings: dict[str, Any]) -> str:
     """A stage's settings that say something: "scheme int8, block_size 64"."""
     said = {name: value for name, value in settings.items() if name != "kind" and value not in (None, [], {}, "")}
     return ", ".join(f"{name} {value if isinstance(value, str) else json_text(value)}" for name, value in said.items())
+
+
+def _stage(record: StageRecord) -> str:
+    """Its kind, with those of its settings that say something."""
+    return stage_label(record) if record.kind == "distill" else f"{record.kind} {_settings(record.settings)}"
 
 
 def _pretty(content: Any) -> Markup:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from squeeze.provenance import Digest
 from squeeze.report import stats
-from squeeze.report.derived import PERCENTILES, with_derived
+from squeeze.report.derived import PERCENTILES, show_count, with_derived, with_parameters
 from squeeze.report.schema import Manifest, Measurement, Report
 from squeeze.report.stats import Interval
 from squeeze.report.text import MINUS, THIN, amount, count, figures, percent
@@ -216,7 +216,7 @@ def _measured(report: Report) -> list[Measurement]:
     """All measurements, each under a name that is its artifact's alone."""
     names = _names(report)
     named = [m.model_copy(update={"artifact": names.get(m.artifact_digest, m.artifact)}) for m in report.measurements]
-    return with_derived(named)
+    return with_parameters(with_derived(named), report.manifests)
 
 
 def _result(report: Report) -> Manifest:
@@ -319,7 +319,7 @@ def _evidence(kind: Quantity, m: Measurement) -> str:
         return ""
     if kind.examples:
         return count(len(m.values), kind.examples)
-    if m.quantity.endswith("_bytes"):
+    if m.quantity.endswith("_bytes") or m.quantity == "parameters":
         return "counted"
     repeats = len(stats.by_repeat(m))
     calls = f" of {len(m.values):,} calls" if len(m.values) > repeats else ""
@@ -437,6 +437,7 @@ QUANTITIES: dict[str, Quantity] = {
     "steady_memory": Quantity("memory after the call", _show_median, judge_less_memory, dotted=True),
     "cuda_allocated": Quantity("CUDA memory allocated", _show_median, judge_less_memory, dotted=True),
     "cuda_reserved": Quantity("CUDA memory reserved", _show_median, judge_less_memory, dotted=True),
+    "parameters": Quantity("parameters", show_count, judge_fewer_bytes, dotted=True),
     "weight_bytes": Quantity("weights on disk", _show_median, judge_fewer_bytes, dotted=True),
     "compressed_bytes": Quantity("download (zstd)", _show_median, judge_fewer_bytes, dotted=True),
 }

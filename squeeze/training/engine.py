@@ -91,7 +91,7 @@ class _Run:
         self.held_out = held_out if held_out is not None and len(held_out) else None
         self.accelerator, self.workspace = accelerator, workspace
         self.per_epoch = -(-len(examples) // settings.batch)
-        self.steps = settings.steps or max(1, round(settings.epochs * self.per_epoch))
+        self.steps = settings.steps_for(len(examples))
         self.trace = Trace()
         self.start = 0
         self.events: Events | None = None

@@ -57,6 +57,14 @@ class Training(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="order of the examples, and what else is drawn at random")
 
+    def steps_for(self, examples: int) -> int:
+        """Steps of the optimizer over so many examples that are trained on."""
+        return self.steps or max(1, round(self.epochs * -(-examples // self.batch)))
+
+    def held_of(self, examples: int) -> int:
+        """How many of the train split's examples judge the training: `held_out`, but a fifth of them at most."""
+        return min(self.held_out, examples // 5)
+
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         if self.batch % self.accumulation:
