@@ -10,7 +10,7 @@ checkpoints are pickles, and its defaults change between releases. accelerate al
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import numpy as np
 from squeeze.errors import DeviceError, TrainError
 from squeeze.provenance import Digest
 from squeeze.report.training import TrainingCurve, Validation
-from squeeze.training import state
+from squeeze.training import processes, sharding, state
 from squeeze.training.examples import Examples, batches_of_epoch, by_length
 from squeeze.training.schedule import factor
 from squeeze.training.trace import Trace
@@ -28,7 +28,8 @@ from squeeze.training.trace import Trace
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from torch import Tensor
+    from accelerate.utils import DistributedDataParallelKwargs
+    from torch import Tensor, nn
 
     from squeeze.training.objective import Objective
     from squeeze.training.settings import Training
@@ -75,21 +76,34 @@ class _Run:
         self.trace = Trace()
         self.start = 0
         self.resumed = ""
+        self.world, self.main = accelerator.num_processes, accelerator.is_main_process
         torch.manual_seed(settings.seed + accelerator.process_index)
         objective.requires_grad_of_trained()
+        wanted = settings.sharding == "fsdp" or processes.launcher_asks_for_sharding()
+        self.skeleton = sharding.divide(objective, accelerator.device) if wanted and self.world > 1 else None
         self.optimizer = torch.optim.AdamW(_groups(objective, settings), lr=settings.learning_rate, fused=True)
         self.highest = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.wrapped, self.prepared = accelerator.prepare(objective, self.optimizer)
+        self.wrapped: nn.Module = objective
+        if self.skeleton is None:
+            if self.world > 1:
+                accelerator.ddp_handler = self._for_all_to_know()
+            self.wrapped, self.prepared = accelerator.prepare(objective, self.optimizer)
+        else:
+            self.prepared = accelerator.prepare(self.optimizer)
         self.memory: dict[str, Tensor] | None = None
         if workspace is not None:
-            if accelerator.is_main_process:
+            if self.main:
                 state.prepare(workspace, key)
             accelerator.wait_for_everyone()
-            if (place := state.newest(workspace)) is not None:
-                self.start, self.trace, scaler = state.load(place, objective, self.optimizer, accelerator.device)
+            if (place := self._newest(workspace)) is not None:
+                self.start, self.trace, scaler, made_by = state.load(
+                    place, objective, self.optimizer, accelerator.device, accelerator.process_index, self.world
+                )
                 if scaler is not None and accelerator.scaler is not None:
                     accelerator.scaler.load_state_dict(scaler)
                 self.resumed = f"went on from step {self.start} of {self.steps} after an interruption"
+                if made_by != self.world:
+                    self.resumed += f", on {self.world} processes in place of {made_by}"
 
     def go(self) -> Fit:
         """All steps that are left, then the weights to keep."""
@@ -121,8 +135,10 @@ class _Run:
                     stopped = f"stopped at step {step + 1} of {self.steps}: {self.settings.patience} validations without a better one"
             self.say(step + 1, self.steps, self._words(step + 1))
             due = (time.monotonic() - saved) / 60 >= self.settings.checkpoint_minutes
-            if self.workspace is not None and self.accelerator.is_main_process and (due and step + 1 < self.steps):
-                state.save(self.workspace, step + 1, self.objective, self.optimizer, self.trace, self._scaler())
+            if self.workspace is not None and self._main_says(float(due)) and step + 1 < self.steps:
+                state.save(
+                    self.workspace, step + 1, self.objective, self.optimizer, self.trace, self._scaler(), self._rng(), self.main
+                )  # fmt: skip
                 saved = time.monotonic()
             begun += time.monotonic() - paused
             if stopped:
@@ -130,10 +146,11 @@ class _Run:
         kept = self._settle()
         self.objective.eval().requires_grad_(False)
         curve = self.trace.curve(
-            self.objective, kept, len(self.held_out or ()), self.accelerator.num_processes, str(self.accelerator.device),
+            self.objective, kept, len(self.held_out or ()), self.world, str(self.accelerator.device),
             {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision],
         )  # fmt: skip
-        return Fit(curve, tuple(note for note in (self.resumed, stopped) if note))
+        divided = "" if self.skeleton is None else f"weights were divided among {self.world} processes"
+        return Fit(curve, tuple(note for note in (self.resumed, stopped, divided) if note))
 
     def _step(self, numbers: "np.ndarray[Any, np.dtype[np.int64]]", step: int) -> dict[str, float]:
         """One step of the optimizer; every loss's share of it, over all processes."""
@@ -143,14 +160,14 @@ class _Run:
         batches = [(_on(self.examples.batch(part), self.accelerator.device), empty) for part, empty in parts]
         units = [0.0 if empty else self.objective.units(batch) for batch, empty in batches]
         total = sum(units)
-        world = self.accelerator.num_processes
+        world = self.world
         if world > 1:
-            total = float(self.accelerator.reduce(torch.tensor(total, device=self.accelerator.device)))
+            total = float(self.accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)))
         sums: dict[str, Tensor] = {}
         try:
             for number, ((batch, _), weight) in enumerate(zip(batches, units, strict=True)):
                 last = number == len(batches) - 1
-                with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self._gradients(last):
                     with self.accelerator.autocast():
                         shares = self.wrapped(batch)
                     loss: Tensor = sum(shares.values())
@@ -175,7 +192,7 @@ class _Run:
 
     def _parts(self, numbers: Any) -> list[tuple[Any, bool]]:
         """This process's parts of a batch; an empty one is an example that counts nothing, so that all take the same steps."""
-        world, each = self.accelerator.num_processes, self.settings.accumulation
+        world, each = self.world, self.settings.accumulation
         split = np.array_split(numbers, world * each)
         own = split[self.accelerator.process_index * each : (self.accelerator.process_index + 1) * each]
         return [(part if len(part) else numbers[:1], len(part) == 0) for part in own if len(part) or world > 1]
@@ -201,14 +218,18 @@ class _Run:
         assert self.held_out is not None
         self.objective.eval()
         sums = torch.zeros(2, dtype=torch.float64)
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        world, rank = self.world, self.accelerator.process_index
         groups = list(
             by_length(self.held_out.lengths, max(1, self.settings.batch // self.settings.accumulation // world))
         )
         with torch.no_grad(), self.accelerator.autocast():
-            for group in [*groups[rank::world], *([groups[0]] * (rank >= len(groups) % world > 0))]:
-                out = self.wrapped(_on(self.held_out.batch(group), self.accelerator.device, held_out=True), judge=True)
-                sums += torch.stack([out["value"].double().cpu(), out["count"].double().cpu()])
+            for group, counts in [*((g, 1) for g in groups[rank::world]), *[(groups[0], 0)] * (rank >= len(groups) % world > 0)]:
+                # Divided weights are gathered by all at once: who has a batch less computes one that does not count.
+                if counts or self.skeleton is not None:
+                    out = self.objective(_on(self.held_out.batch(group), self.accelerator.device, held_out=True), judge=True)
+                    sums += counts * torch.stack([out["value"].double().cpu(), out["count"].double().cpu()])
+        if self.skeleton is not None:
+            sharding.rest(self.objective)
         if world > 1:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device)).cpu()
         self.objective.train()
@@ -220,9 +241,9 @@ class _Run:
             best is None or (value > best if self.objective.better == "higher" else value < best)
         ):
             self.trace.best = step
-            if self.settings.keep == "best" and self.accelerator.is_main_process:
+            if self.settings.keep == "best":
                 if self.workspace is not None:
-                    state.save_best(self.workspace, self.objective)
+                    state.save_best(self.workspace, self.objective, self.main)
                 else:
                     self.memory = {name: tensor.clone() for name, tensor in state.weights(self.objective).items()}
 
@@ -238,8 +259,62 @@ class _Run:
                 state.load_best(self.workspace, self.objective)
             elif self.memory is not None:
                 state.restore(self.objective, self.memory)
-            return self.trace.best
-        return len(self.trace.tokens)
+            kept = self.trace.best
+        else:
+            kept = len(self.trace.tokens)
+        if self.skeleton is not None:
+            self.objective.network = sharding.join(self.skeleton, state.weights(self.objective))
+        return kept
+
+    def _newest(self, workspace: Path) -> Path | None:
+        """The checkpoint that the main process sees. Raises TrainError where another one does not see it."""
+        mine = state.newest(workspace)
+        step = int(self._main_says(0.0 if mine is None else float(mine.name.split("-")[1])))
+        place = workspace / f"step-{step:09d}"
+        if step and not place.exists():
+            raise TrainError(f"{place} is not on this machine. Every machine must see the run folder: put it on a shared disk.")
+        return place if step else None
+
+    def _main_says(self, number: float) -> float:
+        """The main process's `number`, on all processes."""
+        import torch
+
+        if self.world == 1:
+            return number
+        told = torch.tensor(number if self.main else 0.0, dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.reduce(told))
+
+    def _gradients(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients of the parts before the last stay here; with the last one the processes add theirs up."""
+        if self.skeleton is not None:
+            return sharding.summed(self.objective, last)
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def _rng(self) -> "dict[str, Tensor]":
+        """Random states of all processes, on all."""
+        own = state.rng_of(self.accelerator.device)
+        if self.world == 1:
+            return own
+        found: dict[str, Tensor] = {}
+        for name, value in own.items():
+            rows = self.accelerator.gather(value[None].to(self.accelerator.device)).cpu()
+            found |= {f"{name}.{n}" if n else name: row.clone() for n, row in enumerate(rows)}
+        return found
+
+    def _for_all_to_know(self) -> "DistributedDataParallelKwargs":
+        """How gradients are added up. Looking for parameters without one at each step takes time: one example tells whether there are any."""
+        import torch
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        device = self.accelerator.device
+        self.objective.to(device).train()
+        with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+            with self.accelerator.autocast():
+                losses = self.objective(_on(self.examples.batch([0]), device))
+            torch.stack([value.float() for value in losses.values()]).sum().backward()
+        some_without = any(p.grad is None for p in self.objective.parameters() if p.requires_grad)
+        self.objective.zero_grad(set_to_none=True)
+        return DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=some_without)
 
     def _scaler(self) -> dict[str, Any] | None:
         return None if self.accelerator.scaler is None else dict(self.accelerator.scaler.state_dict())
@@ -279,9 +354,10 @@ def _accelerator(settings: "Training") -> "Accelerator":
         precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[settings.precision]
     if on_cpu and precision == "fp16":
         raise DeviceError("training.precision = float16 has no kernels on a CPU. Set it to auto.")
-    if AcceleratorState._shared_state:  # one training after another in this process may differ in precision
-        AcceleratorState._reset_state(False)
-    return Accelerator(cpu=on_cpu, mixed_precision=precision)
+    # One training after another in this process may differ in precision, device and number of processes.
+    AcceleratorState._reset_state(True)
+    with processes.launcher_environment():
+        return Accelerator(cpu=on_cpu, mixed_precision=precision)
 
 
 @contextmanager

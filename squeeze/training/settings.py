@@ -32,6 +32,10 @@ class Training(BaseModel):
         description="of the products; auto: bfloat16 where the device multiplies it in tiles, else float32",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where there is some")
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="fsdp: several processes divide weights, gradients and optimizer state among them; accelerate's --use_fsdp says it too",
+    )
     held_out: int = Field(
         default=1000,
         ge=0,
