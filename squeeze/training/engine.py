@@ -88,6 +88,8 @@ class _Run:
             if self.world > 1:
                 accelerator.ddp_handler = self._for_all_to_know()
             self.wrapped, self.prepared = accelerator.prepare(objective, self.optimizer)
+            if self.world > 1:
+                self.wrapped.forward_sync_buffers = False  # type: ignore[assignment]  # tables of positions: no step changes them
         else:
             self.prepared = accelerator.prepare(self.optimizer)
         self.memory: dict[str, Tensor] | None = None
@@ -314,7 +316,7 @@ class _Run:
             torch.stack([value.float() for value in losses.values()]).sum().backward()
         some_without = any(p.grad is None for p in self.objective.parameters() if p.requires_grad)
         self.objective.zero_grad(set_to_none=True)
-        return DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=some_without)
+        return DistributedDataParallelKwargs(find_unused_parameters=some_without)
 
     def _scaler(self) -> dict[str, Any] | None:
         return None if self.accelerator.scaler is None else dict(self.accelerator.scaler.state_dict())
