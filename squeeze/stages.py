@@ -132,7 +132,9 @@ def train_along(job: "Mapping[str, Any]") -> None:
         tokenizer = load_tokenizer(Path(job["source"]))
         data = load_data(DataSettings.model_validate(job["data"]), job["task"], tokenizer, job["seed"])
         if data.digests != job["splits"]:
-            raise TrainError(f"{data.settings.path} has other texts here than on the main process's machine. Copy it anew.")
+            raise TrainError(
+                f"{data.settings.path} has other texts here than on the main process's machine. Copy it anew."
+            )
     model = load_model(Path(job["parent"]))
     _distill(stage, model, Path(job["source"]), data, Path(job["workspace"]), job["key"], None)
 

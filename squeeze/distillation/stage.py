@@ -108,7 +108,9 @@ def distill(
         frozen=stage.freeze,
     )
     found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
-    network = objective.network  # that the training made of the student's: one that was divided comes back as another object
+    network = (
+        objective.network
+    )  # that the training made of the student's: one that was divided comes back as another object
     model.network, model.config, model.tokenizer = network, student.config, student.tokenizer
     model.integers, model.half, model.artifact = {}, None, None
     return StageRecord(

@@ -164,7 +164,9 @@ class _Run:
         total = sum(units)
         world = self.world
         if world > 1:
-            total = float(self.accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)))
+            total = float(
+                self.accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=self.accelerator.device))
+            )
         sums: dict[str, Tensor] = {}
         try:
             for number, ((batch, _), weight) in enumerate(zip(batches, units, strict=True)):
@@ -225,10 +227,15 @@ class _Run:
             by_length(self.held_out.lengths, max(1, self.settings.batch // self.settings.accumulation // world))
         )
         with torch.no_grad(), self.accelerator.autocast():
-            for group, counts in [*((g, 1) for g in groups[rank::world]), *[(groups[0], 0)] * (rank >= len(groups) % world > 0)]:
+            for group, counts in [
+                *((g, 1) for g in groups[rank::world]),
+                *[(groups[0], 0)] * (rank >= len(groups) % world > 0),
+            ]:
                 # Divided weights are gathered by all at once: who has a batch less computes one that does not count.
                 if counts or self.skeleton is not None:
-                    out = self.objective(_on(self.held_out.batch(group), self.accelerator.device, held_out=True), judge=True)
+                    out = self.objective(
+                        _on(self.held_out.batch(group), self.accelerator.device, held_out=True), judge=True
+                    )
                     sums += counts * torch.stack([out["value"].double().cpu(), out["count"].double().cpu()])
         if self.skeleton is not None:
             sharding.rest(self.objective)
@@ -274,7 +281,9 @@ class _Run:
         step = int(self._main_says(0.0 if mine is None else float(mine.name.split("-")[1])))
         place = workspace / f"step-{step:09d}"
         if step and not place.exists():
-            raise TrainError(f"{place} is not on this machine. Every machine must see the run folder: put it on a shared disk.")
+            raise TrainError(
+                f"{place} is not on this machine. Every machine must see the run folder: put it on a shared disk."
+            )
         return place if step else None
 
     def _main_says(self, number: float) -> float:

@@ -262,7 +262,7 @@ def _give_up(world: _World, reason: str) -> None:
     world.stderr.write(f"squeeze: {reason} Started again, the command goes on from the newest checkpoint.\n")
     world.stderr.flush()
     _post({"failed": True})
-    _post({"end": SqueezeError.exit_code})
+    dismiss(SqueezeError.exit_code)
     os._exit(SqueezeError.exit_code)
 
 

@@ -81,9 +81,7 @@ class Next(Objective):
 def examples(count: int, seed: int) -> Examples:
     """Sequences of 3 to 12 tokens that mostly count upward."""
     random = np.random.default_rng(seed)
-    rows = [
-        (random.integers(VOCABULARY) + np.arange(n)) % (VOCABULARY - 1) + 1 for n in random.integers(3, 13, count)
-    ]
+    rows = [(random.integers(VOCABULARY) + np.arange(n)) % (VOCABULARY - 1) + 1 for n in random.integers(3, 13, count)]
     starts = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
     return Examples(np.concatenate(rows).astype(np.int32), starts, None, None, 0)
 

@@ -35,7 +35,13 @@ def launch(arguments: list[str]) -> list[tuple[int, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    world = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "LOCAL_WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     paths = {"PYTHONPATH": str(HERE.parents[1])}
     started = [
         subprocess.Popen(
@@ -132,9 +138,8 @@ def test_a_command_that_fails_ends_the_other_process_which_says_nothing(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_a_recipe_distils_on_two_processes_as_on_one(tiny_bert_folder: Path, tmp_path: Path, sharding: str) -> None:
-    """The real command under torchrun, the real follower; FSDP asked for as accelerate asks, through the environment."""
+def test_a_recipe_distils_on_two_processes_as_on_one(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    """The real command under torchrun, and the real follower."""
     random = np.random.default_rng(0)
     words = "the cat sat on a mat while rain fell over small houses by sea".split()
     texts = [" ".join(random.choice(words, random.integers(4, 14))) for _ in range(80)]
@@ -149,8 +154,6 @@ def test_a_recipe_distils_on_two_processes_as_on_one(tiny_bert_folder: Path, tmp
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
         "--rdzv_endpoint", "127.0.0.1:0", "-m", "squeeze", "run", str(recipe), "--quiet", "-o", str(tmp_path / "two")]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
-    if sharding == "fsdp":
-        env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Nothing was measured") == 1
@@ -166,7 +169,14 @@ def test_a_recipe_distils_on_two_processes_as_on_one(tiny_bert_folder: Path, tmp
     np.testing.assert_allclose(curve["loss"], one.record.training.loss, rtol=1e-3)
     measured = [v.value for v in one.record.training.validations]
     np.testing.assert_allclose([v["value"] for v in curve["validations"]], measured, rtol=1e-3)
-    assert ("weights were divided among 2 processes" in two["record"]["notes"]) == (sharding == "fsdp")
+
+
+def test_accelerate_asks_for_sharding_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from squeeze.training import processes
+
+    assert not processes.launcher_asks_for_sharding()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert processes.launcher_asks_for_sharding()
 
 
 def _gpus() -> int:
