@@ -313,7 +313,7 @@ class _Run:
         return found
 
     def _for_all_to_know(self) -> "DistributedDataParallelKwargs":
-        """How gradients are added up. Looking for parameters without one at each step takes time: one example tells whether there are any."""
+        """How gradients are added up. To look for parameters without one at each step takes time: one example tells whether to."""
         import torch
         from accelerate.utils import DistributedDataParallelKwargs
 

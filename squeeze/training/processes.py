@@ -62,7 +62,7 @@ _world: _World | None = None
 
 def join() -> bool:
     """Meet the other processes that the launcher started; True on the main one. The launcher's variables leave the environment."""
-    global _world  # noqa: PLW0603 - one process is in one world, as it has one environment
+    global _world
     import torch
     from torch import distributed
 
@@ -215,7 +215,7 @@ def _fail(world: _World, text: str, trace: str) -> None:
             if world.store.check([following]):
                 return
             time.sleep(GLANCE)
-    except Exception:  # noqa: BLE001 - the store is gone, and with it the main process
+    except Exception:  # the store is gone, and with it the main process
         trace += "The main process is gone.\n"
     world.stderr.write(f"{trace}squeeze: {reason}\n")
     world.stderr.flush()
@@ -234,7 +234,7 @@ def _receive(world: _World) -> dict[str, Any]:
     try:
         world.store.wait([key], EVER)
         found: dict[str, Any] = json.loads(world.store.get(key))
-    except Exception:  # noqa: BLE001 - the store went with the process that held it: the main one was killed
+    except Exception:  # the store went with the process that held it: the main one was killed
         os._exit(SqueezeError.exit_code)
     return found
 
@@ -282,7 +282,7 @@ def _watching(
         while not ended.wait(GLANCE):
             try:
                 found = look(world)
-            except Exception:  # noqa: BLE001 - no store: whoever held it is gone, and collectives say so by themselves
+            except Exception:  # no store: whoever held it is gone, and collectives say so by themselves
                 return
             if found is not None:
                 if not ended.wait(GRACE):

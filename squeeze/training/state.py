@@ -95,7 +95,6 @@ def load(
 
     Where that is another number than `processes`, random numbers go on from the seed.
     """
-    import torch
     from safetensors.torch import load_file
 
     restore(objective, load_file(place / "weights.safetensors"))

@@ -89,7 +89,7 @@ def examples(count: int, seed: int) -> Examples:
 def train(job: Any, folder: Path) -> None:
     """One job; `kill`: step after which this process is gone, `fail`: rank that breaks, with a SqueezeError or without."""
     settings = Training(
-        steps=10, batch=12, accumulation=2, learning_rate=0.01, precision="float32", device=job.get("device", "cpu"), validations=5, seed=job.get("seed", 0),
+        steps=10, batch=12, accumulation=2, learning_rate=0.01, precision="float32", device=job.get("device", "cpu"), validations=5,
         checkpoint_minutes=1e-9 if job.get("kill") or job.get("checkpoints") else 60, sharding=job.get("sharding", "none"),
     )  # fmt: skip
 

@@ -141,7 +141,7 @@ def test_a_command_that_fails_ends_the_other_process_which_says_nothing(tmp_path
 def test_a_recipe_distils_on_two_processes_as_on_one(tiny_bert_folder: Path, tmp_path: Path) -> None:
     """The real command under torchrun, and the real follower."""
     random = np.random.default_rng(0)
-    words = "the cat sat on a mat while rain fell over small houses by sea".split()
+    words = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "small", "houses", "by", "sea"]
     texts = [" ".join(random.choice(words, random.integers(4, 14))) for _ in range(80)]
     (tmp_path / "texts.txt").write_text("\n".join(texts))
     recipe = tmp_path / "tiny.yaml"
