@@ -362,6 +362,11 @@ def _remove_run(folder: Path) -> None:
         shutil.rmtree(path)
     for path in folder.glob(".*.training"):
         shutil.rmtree(path)
+    for path in folder.glob("tensorboard/*/events.out.tfevents.*"):
+        path.unlink()
+    for path in sorted(folder.glob("tensorboard/**/"), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
     for name in (*REPORTS, RUN):
         (folder / name).unlink(missing_ok=True)
 

@@ -12,11 +12,13 @@ from squeeze.distillation.answers import Answers, Needs, ask, embed
 from squeeze.distillation.losses import LOSSES, Loss, Place
 from squeeze.distillation.settings import LossTerm
 from squeeze.errors import TrainError
-from squeeze.model import answer
+from squeeze.model import answer, save_model
 from squeeze.training.examples import NO_LABEL
 from squeeze.training.objective import Objective
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from squeeze.model import Model
@@ -69,6 +71,7 @@ class Distillation(Objective):
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = student.network
+        self.student = (student,)
         self.task, self.names = student.task, student.text_inputs
         self.dropout, self.frozen = dropout, tuple(frozen)
         self.teacher = (teacher,)
@@ -138,6 +141,11 @@ class Distillation(Objective):
             assert teacher is not None
             right = out.argmax(-1) == teacher.answers(batch, Needs(logits=True)).logits.argmax(-1)  # type: ignore[union-attr]
         return {"value": right.sum(), "count": torch.tensor(len(right))}
+
+    def write(self, folder: "Path") -> bool:
+        """As an ordinary Transformers folder."""
+        save_model(self.student[0], folder)
+        return True
 
     def figure(self, value: float, count: float) -> float:
         """Perplexity of language models, the mean of all else."""

@@ -96,6 +96,13 @@ def distill(
     split = data.split("train").first(stage.examples)
     examples = from_split(split, student.tokenizer, data.settings.max_length)
     held = min(stage.training.held_out, len(examples) // 5)
+    if stage.training.patience is not None and not held:
+        raise TrainError(
+            f"patience waits for a better validation, and {len(examples)} examples are too few to hold any out: a fifth is the "
+            "most. Drop patience, or take more texts."
+        )
+    if held < stage.training.held_out and "held_out" in stage.training.model_fields_set:
+        notes = (*notes, f"{held} of {len(examples)} examples are held out, a fifth, not {stage.training.held_out}")
     judged, learned = examples.take(np.arange(held)), examples.take(np.arange(held, len(examples)))
     layers, width = layers_and_width(teacher)
     objective = Distillation(
@@ -107,13 +114,19 @@ def distill(
         dropout=stage.dropout,
         frozen=stage.freeze,
     )
-    found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
-    network = (
-        objective.network
-    )  # that the training made of the student's: one that was divided comes back as another object
+    found = fit(
+        objective, learned, judged, stage.training, workspace=workspace, key=key, say=done,
+        events=None if workspace is None else events_folder(workspace),
+    )  # fmt: skip
+    network = objective.network  # another object than the student's where weights were divided among processes
     model.network, model.config, model.tokenizer = network, student.config, student.tokenizer
     model.integers, model.half, model.artifact = {}, None, None
     return StageRecord(
         kind="distill", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(),
         notes=(*notes, *found.notes), training=found.curve,
     )  # fmt: skip
+
+
+def events_folder(workspace: Path) -> Path:
+    """`<run folder>/tensorboard/<stage>` for the workspace `<run folder>/.<stage>.training`."""
+    return workspace.parent / "tensorboard" / workspace.name.removeprefix(".").removesuffix(".training")

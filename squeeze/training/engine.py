@@ -8,12 +8,13 @@ Rejected: `transformers.Trainer`. Teachers, caches and several losses would live
 checkpoints are pickles, and its defaults change between releases. accelerate alone gives what differs between devices.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -21,14 +22,15 @@ from squeeze.errors import DeviceError, TrainError
 from squeeze.provenance import Digest
 from squeeze.report.training import TrainingCurve, Validation
 from squeeze.training import processes, sharding, state
+from squeeze.training.events import Events
 from squeeze.training.examples import Examples, batches_of_epoch, by_length
+from squeeze.training.failures import memory, unsound
 from squeeze.training.schedule import factor
 from squeeze.training.trace import Trace
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
     from torch import Tensor, nn
 
     from squeeze.training.objective import Objective
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 Say = Callable[[int, int, str], None]
 """Step, all steps, and how it goes: losses, metric, tokens a second, time left."""
+SAY_SECONDS = 0.2
+"""Least time between two words of progress: the eye reads no faster, and a step of a small model takes a few milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,32 @@ class Fit:
 
 def fit(
     objective: "Objective", examples: Examples, held_out: Examples | None, settings: "Training", *, workspace: Path | None = None,
-    key: Digest = "", say: Say | None = None,
+    key: Digest = "", say: Say | None = None, events: Path | None = None,
 ) -> Fit:  # fmt: skip
-    """Train `objective` in place. Checkpoints go to `workspace`, where a run with the same `key` goes on from them.
+    """Train `objective` in place. Checkpoints go to `workspace`, where a run with the same `key` goes on from them; `events` is the
+    folder of TensorBoard's files where the settings want any.
 
-    Raises TrainError for a loss that is no number (the last good checkpoint stays) and for a batch that does not fit into memory.
+    Raises TrainError for a loss, a gradient or a metric that is no number (the last good weights stay), for a batch that does not
+    fit into memory, for no examples, and for a workspace that holds something else.
     """
+    if not len(examples):
+        raise TrainError("there is no example to train on. Set data.splits.train, or a smaller held_out.")
+    if settings.tensorboard and events is None:
+        raise TrainError(
+            "training.tensorboard = true, and there is no folder here to write its files into. Set it to false."
+        )
     accelerator = _accelerator(settings)
     with _deterministic(accelerator.device):
-        return _Run(
+        run = _Run(
             objective, examples, held_out, settings, accelerator, workspace, key, say or (lambda i, n, text: None)
-        ).go()
+        )
+        if settings.tensorboard and events is not None and accelerator.is_main_process:
+            run.events = Events(events, run.start)
+        try:
+            return run.go()
+        finally:
+            if run.events is not None:
+                run.events.close()
 
 
 class _Run:
@@ -67,6 +86,7 @@ class _Run:
         workspace: Path | None, key: Digest, say: Say,
     ) -> None:  # fmt: skip
         import torch
+        from accelerate.utils import DistributedDataParallelKwargs
 
         self.objective, self.examples, self.settings, self.say = objective, examples, settings, say
         self.held_out = held_out if held_out is not None and len(held_out) else None
@@ -75,8 +95,11 @@ class _Run:
         self.steps = settings.steps or max(1, round(settings.epochs * self.per_epoch))
         self.trace = Trace()
         self.start = 0
-        self.resumed = ""
         self.world, self.main = accelerator.num_processes, accelerator.is_main_process
+        self.events: Events | None = None
+        self.notes: tuple[str, ...] = ()
+        if len(examples) < settings.batch:
+            self.notes += (f"every step takes all {len(examples)} examples: a batch would have {settings.batch}",)
         torch.manual_seed(settings.seed + accelerator.process_index)
         objective.requires_grad_of_trained()
         wanted = settings.sharding == "fsdp" or processes.launcher_asks_for_sharding()
@@ -86,7 +109,11 @@ class _Run:
         self.wrapped: nn.Module = objective
         if self.skeleton is None:
             if self.world > 1:
-                accelerator.ddp_handler = self._for_all_to_know()
+                objective.to(accelerator.device)
+                example = _on(examples.batch([0]), accelerator.device)
+                with accelerator.autocast():
+                    unused = sharding.leaves_some_out(objective, example, accelerator.device)
+                accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
             self.wrapped, self.prepared = accelerator.prepare(objective, self.optimizer)
             if self.world > 1:
                 self.wrapped.forward_sync_buffers = False  # type: ignore[assignment]  # tables of positions: no step changes them
@@ -95,23 +122,22 @@ class _Run:
         self.memory: dict[str, Tensor] | None = None
         if workspace is not None:
             if self.main:
-                state.prepare(workspace, key)
+                self.notes += state.prepare(workspace, key)
             accelerator.wait_for_everyone()
             if (place := self._newest(workspace)) is not None:
-                self.start, self.trace, scaler, made_by = state.load(
+                self.start, self.trace, scaler = state.load(
                     place, objective, self.optimizer, accelerator.device, accelerator.process_index, self.world
                 )
                 if scaler is not None and accelerator.scaler is not None:
                     accelerator.scaler.load_state_dict(scaler)
-                self.resumed = f"went on from step {self.start} of {self.steps} after an interruption"
-                if made_by != self.world:
-                    self.resumed += f", on {self.world} processes in place of {made_by}"
+                self.trace.resumed.append(self.start)
+                if (other := state.changed(place, self.world)) and other not in self.trace.changes:
+                    self.trace.changes.append(other)
 
     def go(self) -> Fit:
         """All steps that are left, then the weights to keep."""
-        every = max(1, self.steps // self.settings.validations)
         begun = time.monotonic() - (self.trace.seconds[-1] if self.trace.seconds else 0.0)
-        saved = time.monotonic()
+        saved, said = time.monotonic(), -SAY_SECONDS
         stopped = ""
         batches: list[Any] = []
         epoch = -1
@@ -131,13 +157,20 @@ class _Run:
                 before = self.trace.seconds[-1 - self.per_epoch] if step + 1 > self.per_epoch else 0.0
                 self.trace.epoch_seconds.append(self.trace.seconds[-1] - before)
             paused = time.monotonic()
-            if self.held_out is not None and ((step + 1) % every == 0 or step + 1 == self.steps):
+            if self.held_out is not None and _is_due(step + 1, self.steps, self.settings.validations):
                 self._validate(step + 1)
-                if self._is_stale(every):
+                if self.settings.patience is not None and self.trace.since_best() >= self.settings.patience:
                     stopped = f"stopped at step {step + 1} of {self.steps}: {self.settings.patience} validations without a better one"
-            self.say(step + 1, self.steps, self._words(step + 1))
+            last = bool(stopped) or step + 1 == self.steps
+            if last or time.monotonic() - said >= SAY_SECONDS:
+                self.say(step + 1, self.steps, self.trace.words(self.objective.metric, self.start, self.steps))
+                said = time.monotonic()
+            if self.events is not None:
+                self.events.step(self.trace, self.objective.metric)
             due = (time.monotonic() - saved) / 60 >= self.settings.checkpoint_minutes
-            if self.workspace is not None and self._main_says(float(due)) and step + 1 < self.steps:
+            if self.workspace is not None and self._main_says(float(due)) and not last:
+                if self.events is not None:
+                    self.events.flush()
                 state.save(
                     self.workspace, step + 1, self.objective, self.optimizer, self.trace, self._scaler(), self._rng(), self.main
                 )  # fmt: skip
@@ -151,8 +184,10 @@ class _Run:
             self.objective, kept, len(self.held_out or ()), self.world, str(self.accelerator.device),
             {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision],
         )  # fmt: skip
-        divided = "" if self.skeleton is None else f"weights were divided among {self.world} processes"
-        return Fit(curve, tuple(note for note in (self.resumed, stopped, divided) if note))
+        divided = () if self.skeleton is None else (f"weights were divided among {self.world} processes",)
+        return Fit(
+            curve, (*self.notes, *divided, *self.trace.interruptions(self.steps), *([stopped] if stopped else []))
+        )
 
     def _step(self, numbers: "np.ndarray[Any, np.dtype[np.int64]]", step: int) -> dict[str, float]:
         """One step of the optimizer; every loss's share of it, over all processes."""
@@ -167,8 +202,12 @@ class _Run:
             total = float(
                 self.accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=self.accelerator.device))
             )
+        if not total:
+            raise TrainError(
+                f"the {len(numbers)} examples of step {step + 1} have nothing to learn from: texts of one token, say. Drop them."
+            )
         sums: dict[str, Tensor] = {}
-        try:
+        with memory(len(parts[0][0]), self.settings):
             for number, ((batch, _), weight) in enumerate(zip(batches, units, strict=True)):
                 last = number == len(batches) - 1
                 with self._gradients(last):
@@ -180,16 +219,26 @@ class _Run:
                     sums[name] = sums.get(name, torch.zeros((), device=share.device)) + share.detach().float() * (
                         weight / total
                     )
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            explained = _explained(error, len(parts[0][0]), self.settings)
-            if explained is None:
-                raise
-            raise explained from error
         if world > 1:
             sums = {name: self.accelerator.reduce(value) for name, value in sorted(sums.items())}
-        found = {name: float(value) for name, value in sums.items()}
-        self._check(found, step)
-        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
+        found = dict(
+            zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)
+        )  # one wait for the device, not many
+        if bad := [name for name, value in found.items() if not np.isfinite(value)]:
+            self._fail(
+                f"the loss {' and '.join(bad)} is not a number at step {step + 1} of {self.steps}",
+                "Lower learning_rate, or that loss's weight.",
+            )
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
+        if self.accelerator.scaler is None and not np.isfinite(
+            float(sharding.whole(norm))
+        ):  # float16's scaler passes over such a step by itself
+            where = unsound(self.objective)
+            self._fail(
+                f"the gradient{where and ' of '}{where} is not a number at step {step + 1} of {self.steps}, and the losses are "
+                f"({', '.join(f'{name} {value:.3g}' for name, value in found.items())})",
+                "Lower learning_rate.",
+            )
         self.prepared.step()
         self.prepared.zero_grad(set_to_none=True)
         return found
@@ -201,20 +250,31 @@ class _Run:
         own = split[self.accelerator.process_index * each : (self.accelerator.process_index + 1) * each]
         return [(part if len(part) else numbers[:1], len(part) == 0) for part in own if len(part) or world > 1]
 
-    def _check(self, shares: Mapping[str, float], step: int) -> None:
-        bad = [name for name, value in shares.items() if not np.isfinite(value)]
-        if not bad:
-            return
-        kept = ""
-        if self.workspace is not None:
-            places = [
-                p for p in (self.workspace / state.BEST, state.newest(self.workspace)) if p is not None and p.exists()
-            ]
-            kept = f" The last good weights are in {places[0]}." if places else ""
-        raise TrainError(
-            f"the loss {' and '.join(bad)} is not a number at step {step + 1} of {self.steps}; the weights before it were not touched."
-            f"{kept} Lower learning_rate, or that loss's weight."
-        )
+    def _fail(self, what: str, mend: str) -> NoReturn:
+        """End the training with TrainError; the last weights that are known to be good stay, as a model where that is possible."""
+        self.prepared.zero_grad(set_to_none=True)
+        kept = self._last_good()
+        raise TrainError(f"{what}; that step was not taken.{kept} {mend}")
+
+    def _last_good(self) -> str:
+        """Put back the best weights, or those of the newest checkpoint, and say where they are."""
+        from safetensors.torch import load_file
+
+        place = None if self.workspace is None else state.newest(self.workspace)
+        if self.settings.keep == "best" and self.trace.best is not None:
+            self._put_back(self.trace.best)
+            which = f"the best validation (step {self.trace.best})"
+        elif place is not None:
+            state.restore(self.objective, load_file(place / "weights.safetensors"))
+            which = f"the newest checkpoint ({place.name})"
+        else:
+            return " No validation or checkpoint had come before it, so no weights were kept."
+        self.objective.eval().requires_grad_(False)
+        if self.workspace is None:
+            return f" The network holds the weights of {which}."
+        if self.world == 1 and (folder := state.leave(self.workspace, self.objective)) is not None:
+            return f" The weights of {which} are a model in {folder}, until the next training begins there: copy it to keep it."
+        return f" The weights of {which} are in {self.workspace}, until the next training begins there."
 
     def _validate(self, step: int) -> None:
         import torch
@@ -226,7 +286,7 @@ class _Run:
         groups = list(
             by_length(self.held_out.lengths, max(1, self.settings.batch // self.settings.accumulation // world))
         )
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), memory(len(groups[0]), self.settings):
             for group, counts in [
                 *((g, 1) for g in groups[rank::world]),
                 *[(groups[0], 0)] * (rank >= len(groups) % world > 0),
@@ -243,31 +303,25 @@ class _Run:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device)).cpu()
         self.objective.train()
         value = self.objective.figure(float(sums[0]), float(sums[1]))
-        before = self.trace.validations
+        if not np.isfinite(value):
+            self._fail(
+                f"{self.objective.metric} on the held-out examples is {value} after step {step}", "Lower learning_rate."
+            )
+        best = self.trace.best_value()
         self.trace.validations.append(Validation(step=step, tokens=self.trace.tokens[-1], value=value))
-        best = None if self.trace.best is None else next(v.value for v in before if v.step == self.trace.best)
-        if np.isfinite(value) and (
-            best is None or (value > best if self.objective.better == "higher" else value < best)
-        ):
+        if best is None or (value > best if self.objective.better == "higher" else value < best):
             self.trace.best = step
             if self.settings.keep == "best":
                 if self.workspace is not None:
-                    state.save_best(self.workspace, self.objective, self.main)
+                    state.save_best(self.workspace, step, self.objective, self.main)
                 else:
                     self.memory = {name: tensor.clone() for name, tensor in state.weights(self.objective).items()}
-
-    def _is_stale(self, every: int) -> bool:
-        patience, best = self.settings.patience, self.trace.best
-        return patience is not None and best is not None and self.trace.validations[-1].step - best >= patience * every
 
     def _settle(self) -> int | None:
         """Put the best weights back where those are to be kept; the step that they are of."""
         self.accelerator.wait_for_everyone()
         if self.settings.keep == "best" and self.trace.best is not None and self.trace.best != len(self.trace.tokens):
-            if self.workspace is not None:
-                state.load_best(self.workspace, self.objective)
-            elif self.memory is not None:
-                state.restore(self.objective, self.memory)
+            self._put_back(self.trace.best)
             kept = self.trace.best
         else:
             kept = len(self.trace.tokens)
@@ -281,9 +335,7 @@ class _Run:
         step = int(self._main_says(0.0 if mine is None else float(mine.name.split("-")[1])))
         place = workspace / f"step-{step:09d}"
         if step and not place.exists():
-            raise TrainError(
-                f"{place} is not on this machine. Every machine must see the run folder: put it on a shared disk."
-            )
+            raise TrainError(f"{place} is not on this machine. All must see the run folder: put it on a shared disk.")
         return place if step else None
 
     def _main_says(self, number: float) -> float:
@@ -312,37 +364,19 @@ class _Run:
             found |= {f"{name}.{n}" if n else name: row.clone() for n, row in enumerate(rows)}
         return found
 
-    def _for_all_to_know(self) -> "DistributedDataParallelKwargs":
-        """How gradients are added up. To look for parameters without one at each step takes time: one example tells whether to."""
-        import torch
-        from accelerate.utils import DistributedDataParallelKwargs
-
-        device = self.accelerator.device
-        self.objective.to(device).train()
-        with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-            with self.accelerator.autocast():
-                losses = self.objective(_on(self.examples.batch([0]), device))
-            torch.stack([value.float() for value in losses.values()]).sum().backward()
-        some_without = any(p.grad is None for p in self.objective.parameters() if p.requires_grad)
-        self.objective.zero_grad(set_to_none=True)
-        return DistributedDataParallelKwargs(find_unused_parameters=some_without)
+    def _put_back(self, best: int) -> None:
+        if self.workspace is not None:
+            state.load_best(self.workspace, best, self.objective)
+        elif self.memory is not None:
+            state.restore(self.objective, self.memory)
 
     def _scaler(self) -> dict[str, Any] | None:
         return None if self.accelerator.scaler is None else dict(self.accelerator.scaler.state_dict())
 
-    def _words(self, step: int) -> str:
-        recent = slice(max(0, step - 50), step)
-        shares = {name: float(np.mean(values[recent])) for name, values in self.trace.shares.items()}
-        text = f"loss {sum(shares.values()):.4g}"
-        if len(shares) > 1:
-            text += f" ({', '.join(f'{name} {value:.3g}' for name, value in shares.items())})"
-        if self.trace.validations:
-            text += f", {self.objective.metric} {self.trace.validations[-1].value:.4g}"
-        first = max(self.start, step - 50)
-        base = (self.trace.tokens[first - 1], self.trace.seconds[first - 1]) if first else (0, 0.0)
-        seconds = max(self.trace.seconds[-1] - base[1], 1e-9)
-        left = seconds / max(1, step - first) * (self.steps - step)
-        return f"{text}, {(self.trace.tokens[-1] - base[0]) / seconds:,.0f} tokens/s, {_clock(left)} left"
+
+def _is_due(step: int, steps: int, validations: int) -> bool:
+    """Whether one of so many evenly spread validations follows `step`; the last one follows the last step."""
+    return step * validations // steps > (step - 1) * validations // steps
 
 
 def _accelerator(settings: "Training") -> "Accelerator":
@@ -376,13 +410,17 @@ def _deterministic(device: "torch.device") -> Iterator[None]:
     """Kernels that give the same bits every time, and no time spent on filling memory that guards against reading it unwritten."""
     import torch
 
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    before = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # without it cuBLAS may add in another order each time
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.set_deterministic_debug_mode(before[0])
         torch.utils.deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
@@ -408,29 +446,3 @@ def _on(batch: "Mapping[str, Tensor]", device: "torch.device", *, held_out: bool
     if held_out:
         moved["held_out"] = torch.ones((), dtype=torch.bool)
     return moved
-
-
-def _explained(error: BaseException, rows: int, settings: "Training") -> TrainError | None:
-    """Memory that did not suffice, in words that help; None for any other error."""
-    import torch
-
-    text = str(error)
-    if (
-        not isinstance(error, torch.OutOfMemoryError | MemoryError)
-        and "can't allocate memory" not in text
-        and "not enough memory" not in text
-    ):
-        return None
-    parts = next((n for n in range(settings.accumulation + 1, settings.batch + 1) if settings.batch % n == 0), None)
-    mend = (
-        "Shorten the texts (data.max_length, data.block_size)."
-        if parts is None
-        else f"Set training.accumulation to {parts} or more."
-    )
-    return TrainError(
-        f"{rows} examples at once do not fit into memory. {mend} The result stays the same, it takes longer."
-    )
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -6,6 +6,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -36,6 +37,10 @@ class Objective(nn.Module):
     def requires_grad_of_trained(self) -> None:
         """Say which parameters learn: all, unless a stage freezes some."""
         self.requires_grad_(True)
+
+    def write(self, folder: "Path") -> bool:
+        """Write the network as a model that people can open, into an empty folder; False where the stage knows no such form."""
+        return False
 
     def figure(self, value: float, count: float) -> float:
         """The metric as reports name it, from the sums over all held-out examples."""

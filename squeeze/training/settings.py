@@ -39,18 +39,21 @@ class Training(BaseModel):
     held_out: int = Field(
         default=1000,
         ge=0,
-        description="examples of the train split that are not trained on but judge the training; 0: none",
+        description="examples of the train split that are not trained on but judge the training, a fifth at most; 0: none",
     )
     validations: int = Field(default=10, ge=1, description="times that the held-out examples are scored, evenly spread")
     patience: int | None = Field(
         default=None, ge=1, description="validations without a better one after which training stops; none: never"
     )
-    keep: Literal["best", "last"] = Field(default="best", description="which weights come out")
+    keep: Literal["best", "last"] = Field(
+        default="best", description="which weights come out; of validations alike the earliest is best"
+    )
     checkpoint_minutes: float = Field(
         default=2.0, gt=0, description="time between checkpoints that a killed run goes on from"
     )
     tensorboard: bool = Field(
-        default=False, description="also write TensorBoard event files, into the run folder's tensorboard/"
+        default=False,
+        description="also write TensorBoard event files, into the run folder's tensorboard/<stage>; needs squeeze[tensorboard]",
     )
     seed: int = Field(default=0, ge=0, description="order of the examples, and what else is drawn at random")
 

@@ -70,11 +70,32 @@ def summed(objective: nn.Module, last: bool) -> Iterator[None]:
     yield
 
 
+def leaves_some_out(objective: "Objective", example: "Mapping[str, Tensor]", device: torch.device) -> bool:
+    """Whether parameters in training (BERT's pooler, say) get no gradient: undivided processes then have to look for those at each step.
+
+    One backward pass tells; gradients and random numbers are afterwards as they were before.
+    """
+    objective.train()
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        losses = objective(example)
+        torch.stack([value.float() for value in losses.values()]).sum().backward()
+    found = any(p.grad is None for p in objective.parameters() if p.requires_grad)
+    objective.zero_grad(set_to_none=True)
+    return found
+
+
 def whole(tensor: "Tensor") -> "Tensor":
     """The tensor that `tensor` is this process's share of; all processes must ask. One that is not divided is itself."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: "Tensor") -> "Tensor":
+    """What this process holds of a divided tensor; all of another."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def share(tensor: "Tensor", like: "Tensor") -> "Tensor":
