@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from squeeze.errors import SqueezeError, TrainError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 EVER = timedelta(days=365)
 """How long a follower waits for work, and a collective operation for the slowest process (which may be building a cache)."""
@@ -65,23 +65,25 @@ def join() -> bool:
     global _world
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    found, rank, size = next(iter(distributed.rendezvous("env://", timeout=timedelta(minutes=30))))
+    found, rank, size = next(iter(rendezvous("env://", timeout=timedelta(minutes=30))))
     found.set_timeout(EVER)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = distributed.PrefixStore(f"squeeze {attempt}", found)
+    store = PrefixStore(f"squeeze {attempt}", found)
     distributed.init_process_group(
-        backend, store=distributed.PrefixStore("collectives", store), rank=rank, world_size=size, timeout=EVER
+        backend, store=PrefixStore("collectives", store), rank=rank, world_size=size, timeout=EVER
     )
     held = {n: v for n, v in os.environ.items() if n in LAUNCHER or n.startswith(PREFIXES)}
     for name in held:
         del os.environ[name]
     _world = _World(rank, size, store, held)
-    return rank == 0
+    return _world.rank == 0
 
 
 def is_main() -> bool:

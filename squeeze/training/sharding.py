@@ -78,7 +78,7 @@ def leaves_some_out(objective: "Objective", example: "Mapping[str, Tensor]", dev
     objective.train()
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
         losses = objective(example)
-        torch.stack([value.float() for value in losses.values()]).sum().backward()
+        torch.stack([value.float() for value in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
     found = any(p.grad is None for p in objective.parameters() if p.requires_grad)
     objective.zero_grad(set_to_none=True)
     return found

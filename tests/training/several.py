@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ class Tied(nn.Module):
 class Next(Objective):
     """Cross entropy of the next token, weighted by tokens: batches in parts must be weighted to give the same gradient."""
 
-    def __init__(self, drop: float) -> None:
+    def __init__(self, drop: float, before: Callable[[int], None], parts: int) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.network, self.drop = Tied(), drop
+        self.before, self.parts, self.seen = before, parts, 0
 
     def forward(self, batch: Any, judge: bool = False) -> dict[str, torch.Tensor]:
         """See Objective."""
@@ -74,7 +76,10 @@ class Next(Objective):
         return {"value": loss, "count": mask.sum()} if judge else {"next": loss}
 
     def units(self, batch: Any) -> float:
-        """Tokens that are predicted."""
+        """Tokens that are predicted. The engine asks once for each part of a batch, before it computes any."""
+        if self.seen % self.parts == 0:
+            self.before(self.seen // self.parts + 1)
+        self.seen += 1
         return float(batch["attention_mask"][:, 1:].sum())
 
 
@@ -87,13 +92,13 @@ def examples(count: int, seed: int) -> Examples:
 
 
 def train(job: Any, folder: Path) -> None:
-    """One job; `kill`: step after which this process is gone, `fail`: rank that breaks, with a SqueezeError or without."""
+    """One job; `kill`: step before which this process is gone; `fail`: rank that breaks at step 3; `all fail`: both do."""
     settings = Training(
         steps=10, batch=12, accumulation=2, learning_rate=0.01, precision="float32", device=job.get("device", "cpu"), validations=5,
         checkpoint_minutes=1e-9 if job.get("kill") or job.get("checkpoints") else 60, sharding=job.get("sharding", "none"),
     )  # fmt: skip
 
-    def say(step: int, steps: int, text: str) -> None:
+    def before(step: int) -> None:
         if step == job.get("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         if step == 3 and job.get("fail") == (0 if processes.is_main() else 1):
@@ -101,8 +106,8 @@ def train(job: Any, folder: Path) -> None:
         if step == 3 and job.get("all fail"):
             raise TrainError("both broke")
 
-    objective = Next(job.get("drop", 0.0))
-    found = fit(objective, examples(100, 0), examples(31, 1), settings, workspace=folder / job["workspace"], key="k", say=say)  # fmt: skip
+    objective = Next(job.get("drop", 0.0), before, settings.accumulation)
+    found = fit(objective, examples(100, 0), examples(31, 1), settings, workspace=folder / job["workspace"], key="k")  # fmt: skip
     if processes.is_main():
         network = objective.network
         save_file({n: p.detach().clone() for n, p in network.named_parameters()}, folder / f"{job['name']}.safetensors")
