@@ -115,6 +115,8 @@ class Data:
     """Class number of each label text; None where the task has no labels."""
     notes: tuple[str, ...] = ()
     """What was left out or cut off and how much of it, for the report."""
+    seed: int = 0
+    """What `load_data` was given: with `settings` and the tokenizer it makes the same splits again, in another process."""
 
     @property
     def digests(self) -> dict[str, Digest]:
@@ -164,7 +166,7 @@ def load_data(settings: DataSettings, task: str, tokenizer: Any, seed: int) -> D
             if split.truncated
         ]
     check_disjoint(splits)
-    return Data(settings, task, {split.name: split for split in splits}, labels, tuple(notes))
+    return Data(settings, task, {split.name: split for split in splits}, labels, tuple(notes), seed)
 
 
 def read_all(

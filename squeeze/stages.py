@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from squeeze import __version__
 from squeeze.artifact import Artifact, reusable, write_artifact
+from squeeze.errors import TrainError
 from squeeze.provenance import Digest, digest_file, digest_json, environment
 from squeeze.report.schema import FileEntry, Manifest, StageRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -73,6 +76,7 @@ def apply_stage(
     from squeeze.compress.sizes import artifact_bytes
     from squeeze.integers import layout_of
     from squeeze.model import load_model, save_model
+    from squeeze.training import processes
 
     name, split = _split(stage, data)
     used = {} if split is None else {name: split.digest}
@@ -87,8 +91,9 @@ def apply_stage(
             model, () if split is None or data is None else calibration_batches(data, split, model), done
         )
     elif stage.kind == "distill":
-        taught_by = load_model(stage.teacher, model.task) if stage.teacher else load_model((source or parent).folder)
-        record = stage.apply(model, taught_by, data, workspace, inputs, done)
+        job = _job(stage, parent, source, data, workspace, inputs)
+        with processes.together(job):
+            record = _distill(stage, model, Path(job["source"]), data, workspace, inputs, done)
     else:
         teacher = None if source is None else load_model(source.folder)
         record = stage.apply(
@@ -122,6 +127,50 @@ def _split(stage: "Stage", data: "Data | None") -> "tuple[str, Split | None]":
     """The split that a stage reads, and its name."""
     name = "calibration" if stage.kind == "quantize" else "train"
     return name, data.splits.get(name) if data is not None and stage.needs_data else None
+
+
+def train_along(job: "Mapping[str, Any]") -> None:
+    """What a follower does while the main process is in `apply_stage`: the same training, from the same folders and texts."""
+    import os
+
+    from squeeze.data import DataSettings, load_data
+    from squeeze.distillation import DistillStage
+    from squeeze.model import load_model, load_tokenizer
+
+    os.chdir(job["working directory"])
+    stage = DistillStage.model_validate(job["stage"])
+    data: Data | None = None
+    if job["data"] is not None:
+        tokenizer = load_tokenizer(Path(job["source"]))
+        data = load_data(DataSettings.model_validate(job["data"]), job["task"], tokenizer, job["seed"])
+        if data.digests != job["splits"]:
+            raise TrainError(
+                f"{data.settings.path} has other texts here than on the main process's machine. Copy it anew."
+            )
+    model = load_model(Path(job["parent"]))
+    _distill(stage, model, Path(job["source"]), data, Path(job["workspace"]), job["key"], None)
+
+
+def _job(
+    stage: "DistillStage", parent: Artifact, source: Artifact | None, data: "Data | None", workspace: Path, key: Digest
+) -> dict[str, Any]:
+    """All that `train_along` needs, as JSON; folders and texts lie where every process sees them."""
+    return {
+        "stage": stage.model_dump(mode="json"), "parent": str(parent.folder.resolve()), "source": str((source or parent).folder.resolve()),
+        "workspace": str(workspace.resolve()), "key": key, "working directory": str(Path.cwd()),
+        "data": None if data is None else data.settings.model_dump(mode="json"), "task": None if data is None else data.task,
+        "seed": None if data is None else data.seed, "splits": None if data is None else data.digests,
+    }  # fmt: skip
+
+
+def _distill(
+    stage: "DistillStage", model: "Model", source: Path, data: "Data | None", workspace: Path, key: Digest,
+    done: Callable[..., None] | None,
+) -> StageRecord:  # fmt: skip
+    from squeeze.model import load_model
+
+    taught_by = load_model(stage.teacher, model.task) if stage.teacher else load_model(source)
+    return stage.apply(model, taught_by, data, workspace, key, done)
 
 
 def _others(stage: "DistillStage", source: Artifact | None) -> dict[str, Any]:

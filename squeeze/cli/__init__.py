@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that `squeeze --help` answers at once. The only package that imports typer.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -370,7 +371,23 @@ def _top(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Run the command line; a SqueezeError is a message and an exit code, never a traceback."""
-    sys.exit(_guarded(app))
+    several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    sys.exit(_among_others() if several else _guarded(app))
+
+
+def _among_others() -> int:
+    """As one of the processes that torchrun or accelerate started: the main one runs the command, the others help where it trains."""
+    from squeeze.stages import train_along
+    from squeeze.training import processes
+
+    if not processes.join():
+        return processes.follow(train_along)
+    code = 1
+    try:
+        code = _guarded(app)
+    finally:
+        processes.dismiss(code)
+    return code
 
 
 def _guarded(command: Callable[..., Any]) -> int:

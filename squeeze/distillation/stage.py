@@ -176,7 +176,8 @@ def distill(
         objective, learned, judged, stage.training, workspace=workspace, key=key, say=done,
         events=None if workspace is None else events_folder(workspace),
     )  # fmt: skip
-    model.network, model.config, model.tokenizer = student.network, student.config, student.tokenizer
+    network = objective.network  # another object than the student's where weights were divided among processes
+    model.network, model.config, model.tokenizer = network, student.config, student.tokenizer
     model.factory, model.activations = student.factory, "float"
     model.integers, model.half, model.artifact = {}, None, None
     return StageRecord(

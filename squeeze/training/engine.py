@@ -11,7 +11,7 @@ checkpoints are pickles, and its defaults change between releases. accelerate al
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,7 +21,7 @@ import numpy as np
 from squeeze.errors import DeviceError, TrainError
 from squeeze.provenance import Digest
 from squeeze.report.training import TrainingCurve, Validation
-from squeeze.training import state
+from squeeze.training import processes, sharding, state
 from squeeze.training.events import Events
 from squeeze.training.examples import Examples, batches_of_epoch, by_length
 from squeeze.training.failures import memory, unsound
@@ -31,7 +31,7 @@ from squeeze.training.trace import Trace
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from squeeze.training.objective import Objective
     from squeeze.training.settings import Training
@@ -86,6 +86,7 @@ class _Run:
         workspace: Path | None, key: Digest, say: Say,
     ) -> None:  # fmt: skip
         import torch
+        from accelerate.utils import DistributedDataParallelKwargs
 
         self.objective, self.examples, self.settings, self.say = objective, examples, settings, say
         self.held_out = held_out if held_out is not None and len(held_out) else None
@@ -94,26 +95,43 @@ class _Run:
         self.steps = settings.steps_for(len(examples))
         self.trace = Trace()
         self.start = 0
+        self.world, self.main = accelerator.num_processes, accelerator.is_main_process
         self.events: Events | None = None
         self.notes: tuple[str, ...] = ()
         if len(examples) < settings.batch:
             self.notes += (f"every step takes all {len(examples)} examples: a batch would have {settings.batch}",)
         torch.manual_seed(settings.seed + accelerator.process_index)
         objective.requires_grad_of_trained()
+        wanted = settings.sharding == "fsdp" or processes.launcher_asks_for_sharding()
+        self.skeleton = sharding.divide(objective, accelerator.device) if wanted and self.world > 1 else None
         self.optimizer = torch.optim.AdamW(_groups(objective, settings), lr=settings.learning_rate, fused=True)
         self.highest = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.wrapped, self.prepared = accelerator.prepare(objective, self.optimizer)
+        self.wrapped: nn.Module = objective
+        if self.skeleton is None:
+            if self.world > 1:
+                objective.to(accelerator.device)
+                example = _on(examples.batch([0]), accelerator.device)
+                with accelerator.autocast():
+                    unused = sharding.leaves_some_out(objective, example, accelerator.device)
+                accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+            self.wrapped, self.prepared = accelerator.prepare(objective, self.optimizer)
+            if self.world > 1:
+                self.wrapped.forward_sync_buffers = False  # type: ignore[assignment]  # tables of positions: no step changes them
+        else:
+            self.prepared = accelerator.prepare(self.optimizer)
         self.memory: dict[str, Tensor] | None = None
         if workspace is not None:
-            if accelerator.is_main_process:
+            if self.main:
                 self.notes += state.prepare(workspace, key)
             accelerator.wait_for_everyone()
-            if (place := state.newest(workspace)) is not None:
-                self.start, self.trace, scaler = state.load(place, objective, self.optimizer, accelerator.device)
+            if (place := self._newest(workspace)) is not None:
+                self.start, self.trace, scaler = state.load(
+                    place, objective, self.optimizer, accelerator.device, accelerator.process_index, self.world
+                )
                 if scaler is not None and accelerator.scaler is not None:
                     accelerator.scaler.load_state_dict(scaler)
                 self.trace.resumed.append(self.start)
-                if (other := state.changed(place)) and other not in self.trace.changes:
+                if (other := state.changed(place, self.world)) and other not in self.trace.changes:
                     self.trace.changes.append(other)
 
     def go(self) -> Fit:
@@ -150,10 +168,12 @@ class _Run:
             if self.events is not None:
                 self.events.step(self.trace, self.objective.metric)
             due = (time.monotonic() - saved) / 60 >= self.settings.checkpoint_minutes
-            if self.workspace is not None and self.accelerator.is_main_process and due and not last:
+            if self.workspace is not None and self._main_says(float(due)) and not last:
                 if self.events is not None:
                     self.events.flush()
-                state.save(self.workspace, step + 1, self.objective, self.optimizer, self.trace, self._scaler())
+                state.save(
+                    self.workspace, step + 1, self.objective, self.optimizer, self.trace, self._scaler(), self._rng(), self.main
+                )  # fmt: skip
                 saved = time.monotonic()
             begun += time.monotonic() - paused
             if stopped:
@@ -161,10 +181,13 @@ class _Run:
         kept = self._settle()
         self.objective.eval().requires_grad_(False)
         curve = self.trace.curve(
-            self.objective, kept, len(self.held_out or ()), self.accelerator.num_processes, str(self.accelerator.device),
+            self.objective, kept, len(self.held_out or ()), self.world, str(self.accelerator.device),
             {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision],
         )  # fmt: skip
-        return Fit(curve, (*self.notes, *self.trace.interruptions(self.steps), *([stopped] if stopped else [])))
+        divided = () if self.skeleton is None else (f"weights were divided among {self.world} processes",)
+        return Fit(
+            curve, (*self.notes, *divided, *self.trace.interruptions(self.steps), *([stopped] if stopped else []))
+        )
 
     def _step(self, numbers: "np.ndarray[Any, np.dtype[np.int64]]", step: int) -> dict[str, float]:
         """One step of the optimizer; every loss's share of it, over all processes."""
@@ -176,9 +199,11 @@ class _Run:
             batch["step"] = torch.tensor(step)
         units = [0.0 if empty else self.objective.units(batch) for batch, empty in batches]
         total = sum(units)
-        world = self.accelerator.num_processes
+        world = self.world
         if world > 1:
-            total = float(self.accelerator.reduce(torch.tensor(total, device=self.accelerator.device)))
+            total = float(
+                self.accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=self.accelerator.device))
+            )
         if not total:
             raise TrainError(
                 f"the {len(numbers)} examples of step {step + 1} have nothing to learn from: texts of one token, say. Drop them."
@@ -187,7 +212,7 @@ class _Run:
         with memory(len(parts[0][0]), self.settings):
             for number, ((batch, _), weight) in enumerate(zip(batches, units, strict=True)):
                 last = number == len(batches) - 1
-                with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self._gradients(last):
                     with self.accelerator.autocast():
                         shares = self.wrapped(batch)
                     loss: Tensor = sum(shares.values())
@@ -208,7 +233,7 @@ class _Run:
             )
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip)
         if self.accelerator.scaler is None and not np.isfinite(
-            float(norm)
+            float(sharding.whole(norm))
         ):  # float16's scaler passes over such a step by itself
             where = unsound(self.objective)
             self._fail(
@@ -222,7 +247,7 @@ class _Run:
 
     def _parts(self, numbers: Any) -> list[tuple[Any, bool]]:
         """This process's parts of a batch; an empty one is an example that counts nothing, so that all take the same steps."""
-        world, each = self.accelerator.num_processes, self.settings.accumulation
+        world, each = self.world, self.settings.accumulation
         split = np.array_split(numbers, world * each)
         own = split[self.accelerator.process_index * each : (self.accelerator.process_index + 1) * each]
         return [(part if len(part) else numbers[:1], len(part) == 0) for part in own if len(part) or world > 1]
@@ -249,7 +274,7 @@ class _Run:
         self.objective.eval().requires_grad_(False)
         if self.workspace is None:
             return f" The network holds the weights of {which}."
-        if self.accelerator.num_processes == 1 and (folder := state.leave(self.workspace, self.objective)) is not None:
+        if self.world == 1 and (folder := state.leave(self.workspace, self.objective)) is not None:
             return f" The weights of {which} are a model in {folder}, until the next training begins there: copy it to keep it."
         return f" The weights of {which} are in {self.workspace}, until the next training begins there."
 
@@ -259,14 +284,23 @@ class _Run:
         assert self.held_out is not None
         self.objective.eval()
         sums = torch.zeros(2, dtype=torch.float64)
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        world, rank = self.world, self.accelerator.process_index
         groups = list(
             by_length(self.held_out.lengths, max(1, self.settings.batch // self.settings.accumulation // world))
         )
         with torch.no_grad(), self.accelerator.autocast(), memory(len(groups[0]), self.settings):
-            for group in [*groups[rank::world], *([groups[0]] * (rank >= len(groups) % world > 0))]:
-                out = self.wrapped(_on(self.held_out.batch(group), self.accelerator.device, held_out=True), judge=True)
-                sums += torch.stack([out["value"].double().cpu(), out["count"].double().cpu()])
+            for group, counts in [
+                *((g, 1) for g in groups[rank::world]),
+                *[(groups[0], 0)] * (rank >= len(groups) % world > 0),
+            ]:
+                # Divided weights are gathered by all at once: who has a batch less computes one that does not count.
+                if counts or self.skeleton is not None:
+                    out = self.objective(
+                        _on(self.held_out.batch(group), self.accelerator.device, held_out=True), judge=True
+                    )
+                    sums += counts * torch.stack([out["value"].double().cpu(), out["count"].double().cpu()])
+        if self.skeleton is not None:
+            sharding.rest(self.objective)
         if world > 1:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device)).cpu()
         self.objective.train()
@@ -279,9 +313,9 @@ class _Run:
         self.trace.validations.append(Validation(step=step, tokens=self.trace.tokens[-1], value=value))
         if best is None or (value > best if self.objective.better == "higher" else value < best):
             self.trace.best = step
-            if self.settings.keep == "best" and self.accelerator.is_main_process:
+            if self.settings.keep == "best":
                 if self.workspace is not None:
-                    state.save_best(self.workspace, step, self.objective)
+                    state.save_best(self.workspace, step, self.objective, self.main)
                 else:
                     self.memory = {name: tensor.clone() for name, tensor in state.weights(self.objective).items()}
 
@@ -290,8 +324,47 @@ class _Run:
         self.accelerator.wait_for_everyone()
         if self.settings.keep == "best" and self.trace.best is not None and self.trace.best != len(self.trace.tokens):
             self._put_back(self.trace.best)
-            return self.trace.best
-        return len(self.trace.tokens)
+            kept = self.trace.best
+        else:
+            kept = len(self.trace.tokens)
+        if self.skeleton is not None:
+            self.objective.network = sharding.join(self.skeleton, state.weights(self.objective))
+        return kept
+
+    def _newest(self, workspace: Path) -> Path | None:
+        """The checkpoint that the main process sees. Raises TrainError where another one does not see it."""
+        mine = state.newest(workspace)
+        step = int(self._main_says(0.0 if mine is None else float(mine.name.split("-")[1])))
+        place = workspace / f"step-{step:09d}"
+        if step and not place.exists():
+            raise TrainError(f"{place} is not on this machine. All must see the run folder: put it on a shared disk.")
+        return place if step else None
+
+    def _main_says(self, number: float) -> float:
+        """The main process's `number`, on all processes."""
+        import torch
+
+        if self.world == 1:
+            return number
+        told = torch.tensor(number if self.main else 0.0, dtype=torch.float64, device=self.accelerator.device)
+        return float(self.accelerator.reduce(told))
+
+    def _gradients(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients of the parts before the last stay here; with the last one the processes add theirs up."""
+        if self.skeleton is not None:
+            return sharding.summed(self.objective, last)
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+
+    def _rng(self) -> "dict[str, Tensor]":
+        """Random states of all processes, on all."""
+        own = state.rng_of(self.accelerator.device)
+        if self.world == 1:
+            return own
+        found: dict[str, Tensor] = {}
+        for name, value in own.items():
+            rows = self.accelerator.gather(value[None].to(self.accelerator.device)).cpu()
+            found |= {f"{name}.{n}" if n else name: row.clone() for n, row in enumerate(rows)}
+        return found
 
     def _put_back(self, best: int) -> None:
         if self.workspace is not None:
@@ -328,9 +401,10 @@ def _accelerator(settings: "Training") -> "Accelerator":
         precision = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[settings.precision]
     if on_cpu and precision == "fp16":
         raise DeviceError("training.precision = float16 has no kernels on a CPU. Set it to auto.")
-    if AcceleratorState._shared_state:  # one training after another in this process may differ in precision
-        AcceleratorState._reset_state(False)
-    return Accelerator(cpu=on_cpu, mixed_precision=precision)
+    # One training after another in this process may differ in precision, device and number of processes.
+    AcceleratorState._reset_state(True)
+    with processes.launcher_environment():
+        return Accelerator(cpu=on_cpu, mixed_precision=precision)
 
 
 @contextmanager

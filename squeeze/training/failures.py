@@ -38,7 +38,9 @@ def unsound(module: "nn.Module") -> str:
     """The first parameter whose gradient is not finite; "" where all are (on another process, say)."""
     import torch
 
+    from squeeze.training.sharding import local
+
     for name, parameter in module.named_parameters():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is not None and not bool(torch.isfinite(local(parameter.grad)).all()):
             return name
     return ""

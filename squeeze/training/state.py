@@ -18,9 +18,12 @@ from squeeze.errors import TrainError
 from squeeze.provenance import Digest, environment
 from squeeze.report.files import sync, write_atomically
 from squeeze.report.training import Validation
+from squeeze.training.sharding import share, whole
 from squeeze.training.trace import Trace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from squeeze.training.objective import Objective
@@ -135,16 +138,23 @@ def save(
     optimizer: "torch.optim.Optimizer",
     trace: Trace,
     scaler: dict[str, Any] | None,
+    rng: "Mapping[str, torch.Tensor]",
+    main: bool = True,
 ) -> None:
-    """Write checkpoint `step`; it, the one before it and the best weights that they speak of stay.
+    """Write checkpoint `step`; it, the one before it and the best weights that they speak of stay. `rng` has all processes' random
+    states. Of many processes the `main` one writes; all must call, as divided tensors are put together for it.
 
     Raises TrainError where the disk does not take it: the checkpoints before it stay.
     """
     from safetensors import SafetensorError
 
+    found = weights(objective, keep=main)
+    tensors, plain = _optimizer_state(optimizer, keep=main)
+    if not main:
+        return
     part = workspace / f"step-{step:09d}.part"
     try:
-        _write(part, step, objective, optimizer, trace, scaler)
+        _write(part, step, found, dict(rng) | tensors, plain, trace, scaler)
         os.rename(part, part.with_suffix(""))
         sync(workspace)
         for other in _steps(workspace)[:-KEPT]:
@@ -158,30 +168,39 @@ def save(
         raise TrainError(FULL.format(f"checkpoint of step {step}", workspace, error)) from error
 
 
-def _write(
-    part: Path,
-    step: int,
-    objective: "Objective",
-    optimizer: "torch.optim.Optimizer",
-    trace: Trace,
-    scaler: dict[str, Any] | None,
-) -> None:
+def _optimizer_state(
+    optimizer: "torch.optim.Optimizer", keep: bool
+) -> "tuple[dict[str, torch.Tensor], dict[str, Any]]":
+    """Whole tensors, and what else there is, by the parameter's number and the entry's name."""
     import torch
-    from safetensors.torch import save_file
 
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    save_file(weights(objective), part / "weights.safetensors")
-    tensors: dict[str, torch.Tensor] = {"rng.torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
     for number, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{number}.{name}"] = value.detach().cpu().contiguous()
+                complete = whole(value.detach())
+                if keep:
+                    tensors[f"optimizer.{number}.{name}"] = complete.cpu().contiguous()
             else:
                 plain[f"{number}.{name}"] = value
+    return tensors, plain
+
+
+def _write(
+    part: Path,
+    step: int,
+    found: "dict[str, torch.Tensor]",
+    tensors: "dict[str, torch.Tensor]",
+    plain: dict[str, Any],
+    trace: Trace,
+    scaler: dict[str, Any] | None,
+) -> None:
+    from safetensors.torch import save_file
+
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    save_file(found, part / "weights.safetensors")
     save_file(tensors, part / "state.safetensors")
     best = None if trace.best is None else best_file(part.parent, trace.best)
     record = {
@@ -190,7 +209,7 @@ def _write(
         "best": best.name if best is not None and best.exists() else None,
         "optimizer": plain,
         "scaler": scaler,
-        "written": circumstances(),
+        "written": circumstances() | {"processes": _made_by(tensors)},
     }
     (part / "state.json").write_text(json.dumps(record), "utf-8")
     for file in (*part.iterdir(), part):
@@ -198,35 +217,47 @@ def _write(
 
 
 def load(
-    place: Path, objective: "Objective", optimizer: "torch.optim.Optimizer", device: "torch.device"
-) -> tuple[int, Trace, dict[str, Any] | None]:
-    """Put a checkpoint back; return its step, its trace and the gradient scaler's state."""
-    import torch
+    place: Path, objective: "Objective", optimizer: "torch.optim.Optimizer", device: "torch.device", process: int = 0, processes: int = 1
+) -> tuple[int, Trace, dict[str, Any] | None]:  # fmt: skip
+    """Put a checkpoint back; return its step, its trace and the gradient scaler's state.
+
+    Where another number of processes than `processes` made it, random numbers go on from the seed.
+    """
     from safetensors.torch import load_file
 
     restore(objective, load_file(place / "weights.safetensors"))
     tensors = load_file(place / "state.safetensors")
     record = json.loads((place / "state.json").read_text("utf-8"))
     state: dict[int, dict[str, Any]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".", 2)
-            state.setdefault(int(number), {})[key] = tensor.clone()  # out of the file's mapping, into memory of torch's
+            like = parameters[int(number)]
+            tensor = tensor.clone()  # out of the file's mapping, into memory of torch's
+            state.setdefault(int(number), {})[key] = share(tensor, like) if tensor.shape == like.shape else tensor
     for name, value in record["optimizer"].items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng.torch"])
-    if "rng.cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    if _made_by(tensors) == processes:
+        put_rng(tensors, device, process)
     kept = record["trace"]
     kept["validations"] = [Validation.model_validate(v) for v in kept["validations"]]
     return int(record["step"]), Trace(**kept), record["scaler"]
 
 
-def changed(place: Path) -> str:
+def _made_by(tensors: "Mapping[str, torch.Tensor]") -> int:
+    """How many processes left their random state."""
+    return sum(name.startswith("rng.torch") for name in tensors)
+
+
+def changed(place: Path, processes: int = 1) -> str:
     """What differs between here and where a checkpoint was written, in words; "" where nothing does."""
-    before, here = json.loads((place / "state.json").read_text("utf-8"))["written"], circumstances()
+    before, here = (
+        json.loads((place / "state.json").read_text("utf-8"))["written"],
+        circumstances() | {"processes": processes},
+    )
     parts = [
         f"{name} {before.get(name)} then, {here.get(name)} now"
         for name in sorted(before.keys() | here.keys())
@@ -235,12 +266,37 @@ def changed(place: Path) -> str:
     return "; ".join(parts)
 
 
-def weights(objective: "Objective") -> "dict[str, torch.Tensor]":
-    """Every parameter and stored buffer once, on the CPU."""
-    stored = set(objective.state_dict())
-    found = dict(objective.named_parameters())
-    found |= {name: buffer for name, buffer in objective.named_buffers() if name in stored}  # type: ignore[misc]
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+def rng_of(device: "torch.device") -> "dict[str, torch.Tensor]":
+    """This process's random numbers to come, under the names that the main process's have in checkpoints."""
+    import torch
+
+    found = {"rng.torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        found["rng.cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def put_rng(tensors: "Mapping[str, torch.Tensor]", device: "torch.device", process: int = 0) -> None:
+    """Go on with the random numbers that `rng_of` found."""
+    import torch
+
+    torch.set_rng_state(tensors[_of("rng.torch", process)])
+    if device.type == "cuda" and _of("rng.cuda", process) in tensors:
+        torch.cuda.set_rng_state(tensors[_of("rng.cuda", process)])
+
+
+def _of(name: str, process: int) -> str:
+    return f"{name}.{process}" if process else name
+
+
+def weights(objective: "Objective", keep: bool = True) -> "dict[str, torch.Tensor]":
+    """Every parameter and stored buffer once and whole, on the CPU; where they are divided, all processes must ask, and some may `keep`."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in weights_in_place(objective).items():
+        complete = whole(tensor.detach())
+        if keep:
+            found[name] = complete.cpu().contiguous()
+    return found
 
 
 def restore(objective: "Objective", tensors: "dict[str, torch.Tensor]") -> None:
@@ -252,7 +308,7 @@ def restore(objective: "Objective", tensors: "dict[str, torch.Tensor]") -> None:
         raise TrainError(f"the checkpoint is of another network: {sorted(own.keys() ^ tensors.keys())[:4]}. Remove it.")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(share(tensors[name], tensor))
 
 
 def weights_in_place(objective: "Objective") -> "dict[str, torch.Tensor]":
@@ -286,15 +342,18 @@ def best_file(workspace: Path, step: int) -> Path:
     return workspace / f"best-{step:09d}.safetensors"
 
 
-def save_best(workspace: Path, step: int, objective: "Objective") -> None:
-    """Write the weights of the best validation so far; those before it stay until no checkpoint speaks of them."""
+def save_best(workspace: Path, step: int, objective: "Objective", main: bool = True) -> None:
+    """Write the weights of the best validation so far; those before it stay until no checkpoint speaks of them. `main`: as in `save`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    found = weights(objective, keep=main)
+    if not main:
+        return
     file = best_file(workspace, step)
     part = file.with_name(f"{file.name}.part")
     try:
-        save_file(weights(objective), part)
+        save_file(found, part)
         sync(part)
         os.rename(part, file)
         sync(workspace)
