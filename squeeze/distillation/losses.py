@@ -84,6 +84,7 @@ def scored(batch: "Mapping[str, Tensor]") -> "Tensor":
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return mask & (places >= batch["prompt"][:, None])
 
+
 Layers = tuple[tuple[int, int], ...]
 Compute = Callable[[LossTerm, Answers, Answers, Place], "Tensor"]
 
