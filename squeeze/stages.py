@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from squeeze.compress import QatStage, Stage
     from squeeze.data import Data, Split
     from squeeze.distillation import DistillStage
+    from squeeze.distillation.taught import Taught
     from squeeze.model import Model, ModelSettings
 
 MODEL_NAMES = (
@@ -91,8 +92,7 @@ def apply_stage(
             model, () if split is None or data is None else calibration_batches(data, split, model), done
         )
     elif stage.kind == "distill":
-        taught_by = load_model(stage.teacher, model.task) if stage.teacher else load_model((source or parent).folder)
-        record = stage.apply(model, taught_by, data, workspace, inputs, done)
+        record = stage.apply(model, _taught(stage, source or parent, model.task), data, workspace, inputs, done)
     else:
         teacher = None if source is None else load_model(source.folder)
         record = stage.apply(
@@ -119,6 +119,18 @@ def _others(stage: "DistillStage", source: Artifact | None) -> dict[str, Any]:
     named = [path for path in (stage.teacher, stage.student.path) if path is not None]
     files = {path: dict(_source_files(ModelSettings(path=path))) for path in named}
     return {"source": None if source is None else source.digest, "files": files}
+
+
+def _taught(stage: "DistillStage", source: Artifact, task: str) -> "Taught":
+    """The teacher, known by its files before it is loaded; a hub id has none and is known by its name."""
+    from squeeze.distillation.taught import Taught
+    from squeeze.model import ModelSettings, load_model
+
+    path = stage.teacher
+    if path is None:
+        return Taught(source.digest, lambda: load_model(source.folder))
+    files = _source_files(ModelSettings(path=path))
+    return Taught(digest_json(dict(files) or {"name": path}), lambda: load_model(path, task))
 
 
 def calibration_batches(data: "Data", split: "Split", model: "Model") -> "list[dict[str, NDArray[np.int64]]]":

@@ -17,11 +17,14 @@ class Needs:
     hidden: frozenset[int] = frozenset()
     attentions: frozenset[int] = frozenset()
     relations: frozenset[int] = frozenset()
+    temperature: float | None = None
+    """At which the likeliest tokens are kept, where answers come from a cache; none: 1."""
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             self.logits or other.logits, self.embedding or other.embedding, self.hidden | other.hidden,
             self.attentions | other.attentions, self.relations | other.relations,
+            other.temperature if self.temperature is None else self.temperature,
         )  # fmt: skip
 
 

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn import functional
 
 from squeeze.distillation.answers import Answers, Needs, ask, embed
-from squeeze.distillation.losses import LOSSES, Loss, Place
+from squeeze.distillation.losses import LOSSES, TEMPERATURES, Loss, Place
 from squeeze.distillation.settings import LossTerm
 from squeeze.errors import TrainError
 from squeeze.model import answer
-from squeeze.training.examples import NO_LABEL
+from squeeze.training.examples import NO_LABEL, Examples
 from squeeze.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Distillation(Objective):
         self.network = student.network
         self.task, self.names = student.task, student.text_inputs
         self.dropout, self.frozen = dropout, tuple(frozen)
-        self.teacher = (teacher,)
+        self.teacher: tuple[Teacher | None] = (teacher,)
         layers, width = layers_and_width(student)
         self.bound = bind(terms, self.task, layers, teacher_layers)
         self.projections = nn.ModuleDict()
@@ -118,6 +118,20 @@ class Distillation(Objective):
             each.name: each.term.weight * each.loss.compute(each.term, ours, theirs, Place(layers=each.layers, **place))  # type: ignore[arg-type]
             for each in self.bound
         }
+
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """Those at which the losses read probabilities."""
+        return frozenset(
+            each.term.temperature or TEMPERATURES[self.task] for each in self.bound if "temperature" in each.loss.reads
+        )
+
+    def judged(self, held_out: Examples) -> Needs:
+        """What the metric asks of the teacher on these examples."""
+        if self.task == "feature-extraction":
+            return Needs(embedding=True)
+        named = held_out.labels is not None and bool((held_out.labels != NO_LABEL).all())
+        return Needs(logits=self.task == "text-classification" and not named)
 
     def _judge(self, batch: "Mapping[str, Tensor]", inputs: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         out = answer(self.network(**inputs), self.task)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.distillation.settings import CacheSettings, LossTerm, StudentSettings
+from squeeze.distillation.taught import Taught
 from squeeze.errors import TrainError
 from squeeze.provenance import Digest
 from squeeze.report.schema import StageRecord
@@ -65,21 +66,25 @@ class DistillStage(BaseModel):
         return True
 
     def apply(
-        self, model: "Model", teacher: "Model", data: "Data | None", workspace: Path | None, key: Digest,
+        self, model: "Model", teacher: "Model | Taught", data: "Data | None", workspace: Path | None, key: Digest,
         done: Callable[[int, int, str], None] | None = None,
     ) -> StageRecord:  # fmt: skip
-        """Put the trained student in the place of `model`'s network. `workspace` keeps checkpoints for a run that is killed."""
+        """Put the trained student in the place of `model`'s network. `workspace` keeps checkpoints for a run that is killed.
+
+        A `teacher` that is a Taught is loaded where it has to answer, and not at all where its answers lie on disk.
+        """
         return distill(self, model, teacher, data, workspace, key, done)
 
 
 def distill(
-    stage: DistillStage, model: "Model", teacher: "Model", data: "Data | None", workspace: Path | None, key: Digest,
+    stage: DistillStage, model: "Model", teacher: "Model | Taught", data: "Data | None", workspace: Path | None, key: Digest,
     done: Callable[[int, int, str], None] | None,
 ) -> StageRecord:  # fmt: skip
     """See DistillStage.apply. Raises TrainError for a student, losses or texts that cannot work, naming the setting to change."""
     import numpy as np
     import torch
 
+    from squeeze.distillation import cache
     from squeeze.distillation.objective import Distillation, LiveTeacher, layers_and_width
     from squeeze.distillation.students import make_student
     from squeeze.training import fit
@@ -97,17 +102,31 @@ def distill(
     examples = from_split(split, student.tokenizer, data.settings.max_length)
     held = min(stage.training.held_out, len(examples) // 5)
     judged, learned = examples.take(np.arange(held)), examples.take(np.arange(held, len(examples)))
-    layers, width = layers_and_width(teacher)
+    taught = teacher if isinstance(teacher, Taught) else Taught.of(teacher)
+    folder = cache.place(stage.cache, workspace)
+    known = None if folder is None else cache.recall(folder, taught)
+    layers, width = known or layers_and_width(taught.model)
     objective = Distillation(
-        student,
-        LiveTeacher(teacher),
-        terms,
-        teacher_layers=layers,
-        teacher_width=width,
-        dropout=stage.dropout,
-        frozen=stage.freeze,
-    )
-    found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
+        student, None, terms, teacher_layers=layers, teacher_width=width, dropout=stage.dropout, frozen=stage.freeze
+    )  # fmt: skip
+    kept: cache.CachedTeacher | None = None
+    if folder is not None and stage.cache is not None:
+        cache.remember(folder, taught, layers, width)
+        kept = cache.open_cache(
+            folder, stage.cache, taught, lambda: LiveTeacher(taught.model), model.task, cache.device_of(stage.training.device),
+            learned=(learned, objective.theirs), held_out=(judged, objective.judged(judged)), temperatures=objective.temperatures,
+            say=done,
+        )  # fmt: skip
+        taught.forget()
+        notes = (*notes, *kept.notes)
+    elif stage.cache is not None:
+        notes = (*notes, "teacher's answers are not kept: there is no run folder, and cache.folder names none")
+    objective.teacher = (kept or LiveTeacher(taught.model),)
+    try:
+        found = fit(objective, learned, judged, stage.training, workspace=workspace, key=key, say=done)
+    finally:
+        if kept is not None:
+            kept.close()
     model.network, model.config, model.tokenizer = student.network, student.config, student.tokenizer
     model.integers, model.half, model.artifact = {}, None, None
     return StageRecord(
