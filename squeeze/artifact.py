@@ -360,7 +360,7 @@ def _remove_run(folder: Path) -> None:
         _refuse_foreign(path)
     for path in artifacts:
         shutil.rmtree(path)
-    for path in folder.glob(".*.training"):
+    for path in (*folder.glob(".*.training"), *folder.glob(".teacher-cache")):
         shutil.rmtree(path)
     for name in (*REPORTS, RUN):
         (folder / name).unlink(missing_ok=True)

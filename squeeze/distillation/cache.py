@@ -24,6 +24,7 @@ import torch
 from squeeze import __version__
 from squeeze.distillation.answers import Answers, Needs
 from squeeze.distillation.packing import Packing, covers, kept
+from squeeze.distillation.settings import CACHE
 from squeeze.distillation.store import Lock, Store, remove, stores
 from squeeze.errors import TrainError
 from squeeze.provenance import digest_bytes, digest_json
@@ -37,12 +38,10 @@ if TYPE_CHECKING:
     from squeeze.distillation.taught import Taught
     from squeeze.training.examples import Examples
 
-FOLDER = ".teacher-cache"
-"""In a run folder."""
 FORMAT = 1
 MARK = "squeeze-teacher-cache.json"
-TOKENS = 8192
-"""Padded tokens that the teacher reads at once."""
+TOKENS = 4096
+"""Padded tokens that the teacher reads at once: enough for its products, and no more than that is lost where it is killed."""
 LOGITS = 1 << 26
 """Logits of a language model that are in memory at once: 256 MiB."""
 TRIES = 3
@@ -255,7 +254,12 @@ def _tokens(packing: Packing, sample: Answers) -> int:
 
 
 def _make_room(
-    root: Path, settings: "CacheSettings", wanted: list[_Wanted], live: "Callable[[], Teacher]", device: torch.device, store: Store
+    root: Path,
+    settings: "CacheSettings",
+    wanted: list[_Wanted],
+    live: "Callable[[], Teacher]",
+    device: torch.device,
+    store: Store,
 ) -> str:
     """Remove the oldest stores of other runs that stand in the way; why there is not room all the same, or "" where there is."""
     parts = []
@@ -284,9 +288,7 @@ def _make_room(
         )
     missing = needed - sum(_bytes(root / name) for name in names)
     if missing > (free := shutil.disk_usage(root).free):
-        return (
-            f"teacher's answers are not kept: they would take {_size(missing)} of disk, {_size(free)} are free. It runs at each step"
-        )
+        return f"teacher's answers are not kept: they would take {_size(missing)} of disk, {_size(free)} are free. It runs at each step"
     return ""
 
 
@@ -296,7 +298,9 @@ def _too_large(needed: int, bound: int, parts: "list[tuple[_Wanted, Any, int]]")
         f"teacher's answers are not kept: they would take {_size(needed)}, {_size(needed - bound)} more than cache.gigabytes = "
         f"{bound / 1e9:g}. It runs at each step"
     )
-    fits = [f"{int(sum(len(e.examples) for e in {id(p[0]): p[0] for p in parts}.values()) * bound / needed):,} examples"]
+    fits = [
+        f"{int(sum(len(e.examples) for e in {id(p[0]): p[0] for p in parts}.values()) * bound / needed):,} examples"
+    ]
     top = sum(count for _, column, count in parts if column.name in ("top.tokens", "top.logs"))
     if top:
         k = next(column.shape[0] for _, column, _ in parts if column.name == "top.tokens")
@@ -329,7 +333,13 @@ def _bytes(folder: Path) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+    return (
+        f"{count / 1e9:.2f} GB"
+        if count >= 1e9
+        else f"{count / 1e6:.1f} MB"
+        if count >= 1e5
+        else f"{count / 1e3:.1f} kB"
+    )
 
 
 @contextlib.contextmanager
@@ -373,7 +383,7 @@ def place(settings: "CacheSettings | None", workspace: Path | None) -> Path | No
         return None
     if settings.folder is not None:
         return Path(settings.folder).expanduser()
-    return None if workspace is None else workspace.parent / FOLDER
+    return None if workspace is None else workspace.parent / CACHE
 
 
 def device_of(asked: str) -> torch.device:

@@ -12,6 +12,7 @@ The lock lies beside the store and is the kernel's (flock), released when its ho
 they map, and held alone by the one who fills.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -74,7 +75,8 @@ class Store:
         self.slots = np.empty_like(self.order)
         self.slots[self.order] = np.arange(len(self.order))
         self.starts = {
-            per: np.concatenate([[0], np.cumsum(rows_of(lengths[self.order], per))]) for per in ("text", "token", "place")
+            per: np.concatenate([[0], np.cumsum(rows_of(lengths[self.order], per))])
+            for per in ("text", "token", "place")
         }
         self.chunks = self._cut()
         """First and end slot of every chunk."""
@@ -195,15 +197,14 @@ class Store:
 
     def _standing(self) -> int:
         """How many chunks from the first on are recorded and have the bytes that were recorded."""
-        try:
-            lines = (self.folder / PROGRESS).read_bytes().split(b"\n")[:-1]
-            files = [(column, self._file(column).open("rb")) for column in self.columns]
-        except OSError:
-            return 0
-        try:
-            for column, file in files:
-                if file.read(len(header := self._header(column))) != header:
-                    return 0
+        with contextlib.ExitStack() as stack:
+            try:
+                lines = (self.folder / PROGRESS).read_bytes().split(b"\n")[:-1]
+                files = [(column, stack.enter_context(self._file(column).open("rb"))) for column in self.columns]
+            except OSError:
+                return 0
+            if any(file.read(len(header := self._header(column))) != header for column, file in files):
+                return 0
             for number, ((a, b), line) in enumerate(zip(self.chunks, lines, strict=False)):
                 try:
                     record = json.loads(line)
@@ -214,9 +215,6 @@ class Store:
                     if _crc(file, self._place(column, b) - self._place(column, a)) != sums.get(column.name):
                         return number
             return min(len(lines), len(self.chunks))
-        finally:
-            for _, file in files:
-                file.close()
 
 
 def _crc(file: Any, count: int) -> int | None:
