@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,7 +24,7 @@ import torch
 
 from squeeze import __version__
 from squeeze.distillation.answers import Answers, Needs
-from squeeze.distillation.packing import Packing, covers, kept
+from squeeze.distillation.packing import Packing, kept
 from squeeze.distillation.settings import CACHE
 from squeeze.distillation.store import Lock, Store, remove, stores
 from squeeze.errors import TrainError
@@ -45,6 +46,9 @@ TOKENS = 4096
 LOGITS = 1 << 26
 """Logits of a language model that are in memory at once: 256 MiB."""
 TRIES = 3
+"""Times that a store is filled which then does not hold what was written."""
+PATIENCE = 20
+"""Attempts after which a process says that it waits."""
 
 Say = Callable[[int, int, str], None]
 
@@ -63,7 +67,7 @@ class CachedTeacher:
     def answers(self, batch: "Mapping[str, Tensor]", needs: Needs) -> Answers:
         """See Teacher."""
         found = self.held_out if "held_out" in batch else self.learned
-        if found is not None and covers(found[0].needs, needs):
+        if found is not None and found[0].covers(needs):
             return found[0].unpack(found[1], batch)
         return self.live().answers(batch, needs)
 
@@ -107,19 +111,21 @@ def open_cache(
 ) -> CachedTeacher:  # fmt: skip
     """The teacher's answers to both sets of examples, computed now where they do not lie in `root` yet.
 
-    `live` makes the teacher that computes them; it is called where it is needed, and what it made is let go of before this returns.
+    `live` makes the teacher that computes them; it is called where it is needed, and what it made is let go of where all is kept.
     `temperatures` are those at which losses read distributions over a vocabulary. `say(i, n, text)` hears of the examples that are
     answered. Raises TrainError for a folder that holds anything else.
     """
     say = say or (lambda i, n, text: None)
-    live = _Once(live)
-    teacher = CachedTeacher(None, None, live)
-    if task == "causal-lm" and len(set(temperatures)) > 1:
-        several = " and ".join(f"{t:g}" for t in sorted(set(temperatures)))
+    once = _Once(live)
+    teacher = CachedTeacher(None, None, once)
+    at = sorted(set(temperatures)) if task == "causal-lm" else []
+    if len(at) > 1:
+        several = " and ".join(f"{t:g}" for t in at)
         note = f"teacher's answers are not kept: losses read them at temperatures {several}, and one can be kept. It runs at each step"
         return replace(teacher, notes=(note,))
-    for temperature in temperatures:
-        learned = learned[0], replace(learned[1], temperature=temperature)
+    learned, held_out = (
+        (examples, replace(needs, temperature=at[0] if at else None)) for examples, needs in (learned, held_out)
+    )
     if not kept(learned[1]):
         asked = " and ".join(name for name in ("attentions", "relations") if getattr(learned[1], name))
         note = f"teacher's answers are not kept: a loss asks for its {asked}, which would take too much. It runs at each step"
@@ -133,12 +139,17 @@ def open_cache(
     _enter(root)
     notes: list[str] = []
     for each in wanted:
-        store, note = _obtain(root, settings, wanted, each, live, device, teacher.locks, say)
+        store, note = _obtain(root, settings, wanted, each, once, device, teacher.locks, say)
         notes.append(note)
         if store is None:
             break
-        teacher = replace(teacher, **{"held_out" if each.held_out else "learned": (each.packing, store)})
-    live.teacher = None
+        if each.held_out:
+            teacher.held_out = (each.packing, store)
+        else:
+            teacher.learned = (each.packing, store)
+    else:
+        once.teacher = None
+        taught.forget()
     return replace(teacher, notes=tuple(notes))
 
 
@@ -183,16 +194,25 @@ def _obtain(
     filled = ""
     with _explained(root):
         lock = Lock(root / f"{each.name}.lock")
-    for _ in range(TRIES):
-        if not lock.take(alone=False, wait=False):
-            say(0, len(lengths), waits)
-            lock.take(alone=False, wait=True)
-        if (store := _whole(folder, lengths)) is not None:
-            locks.append(lock)
-            return store, f"{what}, {_size(store.bytes)}, {filled or 'read from an earlier run'}"
-        if not lock.take(alone=True, wait=False):
-            say(0, len(lengths), waits)
-            lock.take(alone=True, wait=True)
+    fills, waited = 0, 0
+    while True:
+        with _explained(root):
+            if not lock.take(alone=False, wait=False):
+                say(0, len(lengths), waits)
+                lock.take(alone=False, wait=True)
+            if (store := _whole(folder, lengths)) is not None:
+                locks.append(lock)
+                return store, f"{what}, {_size(store.size)}, {filled or 'read from an earlier run'}"
+            # Never wait to be alone: the one who fills reads afterwards, as long as its training takes.
+            alone = lock.take(alone=True, wait=False)
+        if not alone:
+            waited += 1
+            if waited == PATIENCE:
+                say(0, len(lengths), waits)
+            time.sleep(random.random() * min(0.05 * waited, 2.0))
+            continue
+        if fills == TRIES:
+            raise TrainError(f"{folder} does not keep what is written. Name a folder on another disk in cache.folder.")
         if _whole(folder, lengths) is not None:
             continue
         one = _sample(each, live, device)
@@ -202,7 +222,7 @@ def _obtain(
             lock.close()
             return None, too_much
         filled = _fill(store, each, live, device, say) + others
-    raise TrainError(f"{folder} does not keep what is written to it. Name a folder on another disk in cache.folder.")
+        fills += 1
 
 
 def _whole(folder: Path, lengths: Any) -> Store | None:
@@ -265,7 +285,7 @@ def _make_room(
     parts = []
     for each in wanted:
         columns = each.packing.columns(_sample(each, live, device))
-        parts += [(each, column, column.bytes(each.examples.lengths)) for column in columns]
+        parts += [(each, column, column.size(each.examples.lengths)) for column in columns]
     needed = sum(count for _, _, count in parts)
     names = {each.name for each in wanted}
     bound = int(settings.gigabytes * 1e9)

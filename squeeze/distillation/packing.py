@@ -41,13 +41,6 @@ def kept(needs: Needs) -> bool:
     return not needs.attentions and not needs.relations
 
 
-def covers(held: Needs, asked: Needs) -> bool:
-    """Whether everything that is asked is held, at the temperature that is asked for where one is."""
-    if asked.logits and asked.temperature is not None and asked.temperature != (held.temperature or 1.0):
-        return False
-    return held | replace(asked, temperature=held.temperature) == held
-
-
 @dataclass(frozen=True)
 class Packing:
     """What is kept of a teacher's answers."""
@@ -61,6 +54,13 @@ class Packing:
     def vocabulary(self) -> bool:
         """Whether distributions over a vocabulary are kept."""
         return self.task == "causal-lm" and self.needs.logits
+
+    def covers(self, asked: Needs) -> bool:
+        """Whether everything that is asked is kept; of a vocabulary, at the temperature that is asked for, where one is."""
+        at = self.needs.temperature
+        if self.vocabulary and asked.logits and asked.temperature is not None and asked.temperature != (at or 1.0):
+            return False
+        return self.needs | replace(asked, temperature=at) == self.needs
 
     def columns(self, sample: Answers) -> tuple[Column, ...]:
         """The arrays for answers that look like these."""
@@ -138,9 +138,12 @@ def top_of(logits: "Tensor", k: int, temperature: float) -> Top:
     """The likeliest k tokens of each row [rows, vocabulary] at a temperature, and the rest as the sum over the rest, not as what is
     missing from 1, which would be rounding alone where it is small."""
     size = max(1, SLICE // logits.shape[-1])
+    if not len(logits):  # texts of one token each
+        empty = logits.new_empty(0, k)
+        return Top(empty.long(), empty, empty[:, :0].sum(dim=-1))
     tokens, logs, rests = [], [], []
-    for rows in logits.split(size):
-        scaled = rows.float() / temperature
+    for at in range(0, len(logits), size):
+        scaled = logits[at : at + size].float() / temperature
         total = scaled.logsumexp(dim=-1)
         best = scaled.topk(k, dim=-1)
         tokens.append(best.indices)

@@ -106,6 +106,7 @@ def distill(
     folder = cache.place(stage.cache, workspace)
     known = None if folder is None else cache.recall(folder, taught)
     layers, width = known or layers_and_width(taught.model)
+    torch.manual_seed(stage.training.seed)  # again: a teacher that is loaded, or is not, shall not move what is drawn for projections
     objective = Distillation(
         student, None, terms, teacher_layers=layers, teacher_width=width, dropout=stage.dropout, frozen=stage.freeze
     )  # fmt: skip
@@ -117,7 +118,6 @@ def distill(
             learned=(learned, objective.theirs), held_out=(judged, objective.judged(judged)), temperatures=objective.temperatures,
             say=done,
         )  # fmt: skip
-        taught.forget()
         notes = (*notes, *kept.notes)
     elif stage.cache is not None:
         notes = (*notes, "teacher's answers are not kept: there is no run folder, and cache.folder names none")

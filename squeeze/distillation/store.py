@@ -52,7 +52,7 @@ class Column:
         """Bytes of one row."""
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
-    def bytes(self, lengths: NDArray[np.int64]) -> int:
+    def size(self, lengths: NDArray[np.int64]) -> int:
         """Bytes for examples of these lengths, the file's header aside."""
         return self.row_bytes * int(rows_of(lengths, self.per).sum())
 
@@ -92,9 +92,9 @@ class Store:
         return Store(folder, lengths, columns, int(record["tokens"]))
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """What the columns take when all is there."""
-        return sum(column.bytes(self.lengths) for column in self.columns)
+        return sum(column.size(self.lengths) for column in self.columns)
 
     def _cut(self) -> list[tuple[int, int]]:
         found, at = [], 0

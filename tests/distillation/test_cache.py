@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,20 @@ import numpy as np
 import pytest
 import torch
 
-from squeeze.data import Data, DataSettings, Split, Splits
+from squeeze.data import Data, DataSettings, Split, Splits, load_data
 from squeeze.distillation import DistillStage
 from squeeze.distillation.answers import Answers, Needs
 from squeeze.distillation.cache import CachedTeacher, open_cache
 from squeeze.distillation.objective import LiveTeacher
-from squeeze.distillation.packing import LOG_ERROR, Packing, covers, top_of
+from squeeze.distillation.packing import LOG_ERROR, Packing, top_of
 from squeeze.distillation.settings import CacheSettings, LossTerm, StudentSettings
 from squeeze.distillation.store import PROGRESS
 from squeeze.distillation.students import make_student
 from squeeze.distillation.taught import Taught
 from squeeze.errors import TrainError
-from squeeze.model import Model, load_model
+from squeeze.model import Model, ModelSettings, load_model
 from squeeze.provenance import digest_file
+from squeeze.stages import apply_stage, keep_source
 from squeeze.training.examples import Examples, by_length
 from squeeze.training.settings import Training
 
@@ -159,6 +161,17 @@ def test_language_models_keep_their_likeliest_tokens(
     assert sizes == {"top.tokens.npy": places * 24, "top.logs.npy": places * 24, "top.rest.npy": places * 2}
 
 
+def test_texts_of_one_token_have_no_place_to_predict() -> None:
+    packing = Packing("causal-lm", Needs(logits=True), 8)
+    answers = Answers(logits=torch.zeros(3, 1, 20))
+    rows = packing.pack(answers, torch.ones(3, 1), packing.columns(answers))
+    assert {name: array.shape for name, array in rows.items()} == {
+        "top.tokens": (0, 8),
+        "top.logs": (0, 8),
+        "top.rest": (0,),
+    }
+
+
 def test_the_error_of_codes_is_bounded_wherever_probabilities_lie() -> None:
     logits = torch.from_numpy(np.random.default_rng(0).normal(scale=6, size=(400, 50))).float()
     packing = Packing("causal-lm", Needs(logits=True), 8)
@@ -226,12 +239,29 @@ def test_what_is_not_kept_is_asked_live(tmp_path: Path) -> None:
 
 
 def test_needs_are_covered_at_their_temperature_alone() -> None:
-    held = Needs(logits=True, hidden=frozenset({1, 2}), temperature=2.0)
-    assert covers(held, Needs(logits=True, temperature=2.0))
-    assert covers(held, Needs(hidden=frozenset({2})))
-    assert not covers(held, Needs(logits=True, temperature=1.0))
-    assert not covers(held, Needs(hidden=frozenset({3})))
-    assert not covers(Needs(logits=True), Needs(logits=True, temperature=2.0))
+    held = Packing("causal-lm", Needs(logits=True, hidden=frozenset({1, 2}), temperature=2.0), 8)
+    assert held.covers(Needs(logits=True, temperature=2.0))
+    assert held.covers(Needs(hidden=frozenset({2})))
+    assert not held.covers(Needs(logits=True, temperature=1.0))
+    assert not held.covers(Needs(hidden=frozenset({3})))
+    assert not Packing("causal-lm", Needs(logits=True), 8).covers(Needs(logits=True, temperature=2.0))
+    assert Packing("text-classification", Needs(logits=True), 8).covers(Needs(logits=True, temperature=2.0))
+
+
+def test_the_teacher_is_let_go_of_where_all_is_kept_and_only_there(tmp_path: Path) -> None:
+    examples, made = invented_examples(), []
+
+    def make() -> Invented:
+        made.append(1)
+        return Invented()
+
+    for gigabytes, loaded in ((1.0, 2), (1e-6, 1)):
+        made.clear()
+        settings = CacheSettings(gigabytes=gigabytes)
+        kept = keep(tmp_path / str(gigabytes), examples, Needs(logits=True), make, settings=settings)
+        kept.answers(examples.batch([1]), Needs(embedding=True))
+        kept.answers(examples.batch([2]), Needs(embedding=True))
+        assert len(made) == loaded
 
 
 @pytest.mark.parametrize("change", ["teacher", "texts", "needs"])
@@ -325,6 +355,28 @@ def test_a_folder_of_something_else_is_refused_and_left(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_who_waits_does_not_wait_for_the_readers_training(tmp_path: Path) -> None:
+    teachers = [Invented(pause=0.01) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        opened = list(
+            pool.map(lambda t: keep(tmp_path / "c", invented_examples(), Needs(logits=True), t), teachers, timeout=60)
+        )
+    assert sorted(t.calls > 0 for t in teachers) == [False, False, True]
+    assert sum("filled in" in kept.notes[0] for kept in opened) == 1
+
+
+def test_answers_that_changed_on_disk_are_computed_again(tmp_path: Path) -> None:
+    examples, needs, root = invented_examples(), Needs(logits=True), tmp_path / "c"
+    keep(root, examples, needs, Invented()).close()
+    before = arrays(root)
+    (file,) = root.rglob("logits.npy")
+    content = bytearray(file.read_bytes())
+    content[700] ^= 1
+    file.write_bytes(bytes(content))
+    assert "filled in" in keep(root, examples, needs, Invented()).notes[0]
+    assert arrays(root) == before
+
+
 WORKER = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("test_cache", {file!r})
@@ -369,7 +421,7 @@ def test_killed_at_any_moment_it_goes_on_and_of_two_processes_one_computes(tmp_p
     other.stdin.flush()
     own = Invented(pause=0.02)
     kept = keep(root, invented_examples(), needs, own)
-    calls, theirs = other.communicate()[0].split(maxsplit=1)
+    calls, theirs = other.communicate(timeout=120)[0].split(maxsplit=1)
     assert other.returncode == 0
     kept.close()
     filled = "filled in" in kept.notes[0]
@@ -433,3 +485,34 @@ def test_training_from_the_cache_reaches_nearly_the_same_weights(
     assert torch.equal(kept, again)
     assert float((live - kept).norm()) < 0.05 * float((live - start).norm())
     assert (tmp_path / "run" / ".teacher-cache").is_dir()
+
+
+def test_a_run_shares_its_cache_with_another_run(
+    tmp_path: Path, tiny_bert_folder: Path, written: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = sorted(set(written(load_model(tiny_bert_folder).tokenizer, 60).texts or ()))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = DataSettings(path=str(tmp_path / "texts.jsonl"), splits=Splits(evaluate=1, train="rest"), max_length=48)
+    stage = DistillStage(
+        student=StudentSettings(layers=1), losses=(LossTerm(kind="embedding"),), cache=CacheSettings(folder=str(tmp_path / "shared")),
+        training=Training(steps=2, batch=8, held_out=8, precision="float32", device="cpu"),
+    )  # fmt: skip
+    notes = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        source = keep_source(
+            ModelSettings(path=str(tiny_bert_folder)), "feature-extraction", tmp_path / name / "0-source"
+        )
+        data = load_data(settings, "feature-extraction", load_model(source.folder).tokenizer, 0)
+        loads: list[Any] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "squeeze.model.load_model", lambda *args, loads=loads: loads.append(args) or load_model(*args)
+            )
+            made = apply_stage(stage, source, tmp_path / name / "1-distill", data, source=source)
+        assert made.manifest.record is not None
+        notes.append((len(loads), " ".join(made.manifest.record.notes)))
+    assert notes[0][0] == 2
+    assert "filled in" in notes[0][1]
+    assert notes[1][0] == 1  # the student's; the teacher was not loaded
+    assert notes[1][1].count("read from an earlier run") == 2

@@ -69,7 +69,7 @@ def test_files_are_plain_npy_without_padding(whole: Path) -> None:
     tokens = np.load(whole / "token.npy")
     assert tokens.shape == (LENGTHS.sum(),)
     np.testing.assert_array_equal(np.sort(tokens), np.sort(np.concatenate([rows(n)["token"] for n in range(8)])))
-    assert Store.of(whole, LENGTHS).bytes == 8 * 8 + 31 * 2 + (31 - 8) * 3
+    assert Store.of(whole, LENGTHS).size == 8 * 8 + 31 * 2 + (31 - 8) * 3
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 3])
