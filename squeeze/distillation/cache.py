@@ -180,7 +180,7 @@ def _enter(root: Path) -> None:
             f"{root} holds {other[0]} and no teacher's answers. Name a new or an empty folder in cache.folder: nothing was removed."
         )
     with _explained(root):
-        write_atomically(root / MARK, json.dumps({"format": FORMAT}) + "\n")
+        (root / MARK).touch()
 
 
 def _obtain(
@@ -389,6 +389,8 @@ def recall(root: Path, taught: "Taught") -> tuple[int, int] | None:
 def remember(root: Path, taught: "Taught", layers: int, width: int) -> None:
     """Keep them, for `recall`."""
     _enter(root)
+    if recall(root, taught) == (layers, width):
+        return
     text = json.dumps({"teacher": taught.digest, "layers": layers, "width": width})
     write_atomically(_memo(root, taught), text + "\n")
 

@@ -1,6 +1,5 @@
 """A teacher's answers from disk against those of its network, and everything that may come between."""
 
-import json
 import os
 import random
 import signal
@@ -17,22 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from squeeze.data import Data, DataSettings, Split, Splits, load_data
-from squeeze.distillation import DistillStage
 from squeeze.distillation.answers import Answers, Needs
 from squeeze.distillation.cache import CachedTeacher, open_cache
 from squeeze.distillation.objective import LiveTeacher
-from squeeze.distillation.packing import LOG_ERROR, Packing, top_of
-from squeeze.distillation.settings import CacheSettings, LossTerm, StudentSettings
+from squeeze.distillation.packing import LOG_ERROR
+from squeeze.distillation.settings import CacheSettings
 from squeeze.distillation.store import PROGRESS
-from squeeze.distillation.students import make_student
 from squeeze.distillation.taught import Taught
 from squeeze.errors import TrainError
-from squeeze.model import Model, ModelSettings, load_model
+from squeeze.model import Model, load_model
 from squeeze.provenance import digest_file
-from squeeze.stages import apply_stage, keep_source
 from squeeze.training.examples import Examples, by_length
-from squeeze.training.settings import Training
 
 CPU = torch.device("cpu")
 Write = Callable[..., Examples]
@@ -161,36 +155,6 @@ def test_language_models_keep_their_likeliest_tokens(
     assert sizes == {"top.tokens.npy": places * 24, "top.logs.npy": places * 24, "top.rest.npy": places * 2}
 
 
-def test_texts_of_one_token_have_no_place_to_predict() -> None:
-    packing = Packing("causal-lm", Needs(logits=True), 8)
-    answers = Answers(logits=torch.zeros(3, 1, 20))
-    rows = packing.pack(answers, torch.ones(3, 1), packing.columns(answers))
-    assert {name: array.shape for name, array in rows.items()} == {
-        "top.tokens": (0, 8),
-        "top.logs": (0, 8),
-        "top.rest": (0,),
-    }
-
-
-def test_the_error_of_codes_is_bounded_wherever_probabilities_lie() -> None:
-    logits = torch.from_numpy(np.random.default_rng(0).normal(scale=6, size=(400, 50))).float()
-    packing = Packing("causal-lm", Needs(logits=True), 8)
-    shaped = Answers(logits=logits[None])
-    columns = packing.columns(shaped)
-    mask = torch.ones(1, 400)
-    rows = packing.pack(shaped, mask, columns)
-    exact = top_of(logits[:-1].double(), 8, 1.0)
-    codes = rows["top.logs"].astype(float) / -2048
-    inside = exact.log_probabilities.numpy() > -31.99
-    assert np.abs(codes - exact.log_probabilities.numpy())[inside].max() <= 1 / 4096 + 1e-5
-    small = Answers(logits=torch.tensor([[[0.0, -1.0, -200.0], [0.0, 0.0, 0.0]]]))
-    far = packing.pack(small, torch.ones(1, 2), packing.columns(small))
-    assert far["top.tokens"].tolist() == [[0, 1]]
-    assert far["top.rest"].tolist() == [65535]
-    wide = Packing("causal-lm", Needs(logits=True), 8).columns(Answers(logits=torch.zeros(1, 1, 70_000)))
-    assert [(c.dtype, c.shape) for c in wide] == [("<u4", (8,)), ("<u2", (8,)), ("<u2", ())]
-
-
 def test_what_is_no_number_is_refused(tmp_path: Path) -> None:
     class Broken(Invented):
         def answers(self, batch: Mapping[str, torch.Tensor], needs: Needs) -> Answers:
@@ -236,16 +200,6 @@ def test_what_is_not_kept_is_asked_live(tmp_path: Path) -> None:
     assert kept.answers(batch, Needs(hidden=frozenset({1}))).hidden[1].shape[0] == 1
     kept.answers({**batch, "held_out": torch.ones(())}, Needs(logits=True))
     assert teacher.calls == before + 2
-
-
-def test_needs_are_covered_at_their_temperature_alone() -> None:
-    held = Packing("causal-lm", Needs(logits=True, hidden=frozenset({1, 2}), temperature=2.0), 8)
-    assert held.covers(Needs(logits=True, temperature=2.0))
-    assert held.covers(Needs(hidden=frozenset({2})))
-    assert not held.covers(Needs(logits=True, temperature=1.0))
-    assert not held.covers(Needs(hidden=frozenset({3})))
-    assert not Packing("causal-lm", Needs(logits=True), 8).covers(Needs(logits=True, temperature=2.0))
-    assert Packing("text-classification", Needs(logits=True), 8).covers(Needs(logits=True, temperature=2.0))
 
 
 def test_the_teacher_is_let_go_of_where_all_is_kept_and_only_there(tmp_path: Path) -> None:
@@ -433,86 +387,3 @@ def test_killed_at_any_moment_it_goes_on_and_of_two_processes_one_computes(tmp_p
     assert min(computed) == 0
     assert 0 < max(computed) < undisturbed.calls
     assert arrays(root) == arrays(tmp_path / "whole")
-
-
-def data_of(texts: list[str], settings: Path) -> Data:
-    split = Split("train", tuple(texts), None, None, "sha256:" + "0" * 64)
-    return Data(
-        DataSettings(path=str(settings), max_length=48, splits=Splits(evaluate=1, train="rest")),
-        "feature-extraction",
-        {"train": split},
-        None,
-    )
-
-
-def test_training_from_the_cache_reaches_nearly_the_same_weights(
-    tmp_path: Path, tiny_bert_folder: Path, written: Write
-) -> None:
-    tokenizer = load_model(tiny_bert_folder).tokenizer
-    texts = list(written(tokenizer, 80).texts or ())
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data = data_of(texts, tmp_path / "texts.jsonl")
-    loads = []
-
-    def taught() -> Taught:
-        def load() -> Model:
-            loads.append(1)
-            return load_model(tiny_bert_folder, "feature-extraction")
-
-        return Taught("sha256:" + "c" * 64, load)
-
-    def trained(cache: CacheSettings | None) -> tuple[torch.Tensor, tuple[str, ...]]:
-        stage = DistillStage(
-            student=StudentSettings(layers=1), losses=(LossTerm(kind="embedding"), LossTerm(kind="hidden")), cache=cache,
-            training=Training(epochs=2, batch=8, held_out=16, learning_rate=1e-3, precision="float32", device="cpu", keep="last"),
-        )  # fmt: skip
-        model = load_model(tiny_bert_folder, "feature-extraction")
-        record = stage.apply(model, taught(), data, tmp_path / "run" / ".1-distill.training", f"sha256:{len(loads)}")
-        weights = torch.cat([p.detach().flatten() for p in model.network.parameters()])
-        return weights, record.notes
-
-    (tmp_path / "run").mkdir()
-    student, _ = make_student(StudentSettings(layers=1), load_model(tiny_bert_folder, "feature-extraction"))
-    start = torch.cat([p.detach().flatten() for p in student.network.parameters()])
-    live, _ = trained(None)
-    assert len(loads) == 1
-    kept, notes = trained(CacheSettings())
-    assert len(loads) == 2
-    assert [note for note in notes if "64 examples" in note and "filled in" in note]
-    again, notes = trained(CacheSettings())
-    assert len(loads) == 2  # neither loaded nor run
-    assert sum("read from an earlier run" in note for note in notes) == 2
-    assert torch.equal(kept, again)
-    assert float((live - kept).norm()) < 0.05 * float((live - start).norm())
-    assert (tmp_path / "run" / ".teacher-cache").is_dir()
-
-
-def test_a_run_shares_its_cache_with_another_run(
-    tmp_path: Path, tiny_bert_folder: Path, written: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = sorted(set(written(load_model(tiny_bert_folder).tokenizer, 60).texts or ()))
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    settings = DataSettings(path=str(tmp_path / "texts.jsonl"), splits=Splits(evaluate=1, train="rest"), max_length=48)
-    stage = DistillStage(
-        student=StudentSettings(layers=1), losses=(LossTerm(kind="embedding"),), cache=CacheSettings(folder=str(tmp_path / "shared")),
-        training=Training(steps=2, batch=8, held_out=8, precision="float32", device="cpu"),
-    )  # fmt: skip
-    notes = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        source = keep_source(
-            ModelSettings(path=str(tiny_bert_folder)), "feature-extraction", tmp_path / name / "0-source"
-        )
-        data = load_data(settings, "feature-extraction", load_model(source.folder).tokenizer, 0)
-        loads: list[Any] = []
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                "squeeze.model.load_model", lambda *args, loads=loads: loads.append(args) or load_model(*args)
-            )
-            made = apply_stage(stage, source, tmp_path / name / "1-distill", data, source=source)
-        assert made.manifest.record is not None
-        notes.append((len(loads), " ".join(made.manifest.record.notes)))
-    assert notes[0][0] == 2
-    assert "filled in" in notes[0][1]
-    assert notes[1][0] == 1  # the student's; the teacher was not loaded
-    assert notes[1][1].count("read from an earlier run") == 2
