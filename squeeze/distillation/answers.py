@@ -17,14 +17,14 @@ class Needs:
     hidden: frozenset[int] = frozenset()
     attentions: frozenset[int] = frozenset()
     relations: frozenset[int] = frozenset()
-    temperature: float | None = None
-    """At which the likeliest tokens are kept, where answers come from a cache; none: 1."""
+    temperatures: frozenset[float] = frozenset()
+    """What the logits are softened with: a `Top` is of one of them."""
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             self.logits or other.logits, self.embedding or other.embedding, self.hidden | other.hidden,
             self.attentions | other.attentions, self.relations | other.relations,
-            other.temperature if self.temperature is None else self.temperature,
+            self.temperatures | other.temperatures,
         )  # fmt: skip
 
 
@@ -38,6 +38,8 @@ class Top:
     """[..., k]."""
     rest: "Tensor"
     """Logarithm of the mass of all other tokens together [...]."""
+    temperature: float | None = None
+    """What it was asked at, where that is known."""
 
 
 @dataclass(frozen=True)

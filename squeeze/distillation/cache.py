@@ -118,13 +118,13 @@ def open_cache(
     say = say or (lambda i, n, text: None)
     once = _Once(live)
     teacher = CachedTeacher(None, None, once)
-    at = sorted(set(temperatures)) if task == "causal-lm" else []
+    at = sorted({*temperatures, *learned[1].temperatures}) if task == "causal-lm" else []
     if len(at) > 1:
         several = " and ".join(f"{t:g}" for t in at)
         note = f"teacher's answers are not kept: losses read them at temperatures {several}, and one can be kept. It runs at each step"
         return replace(teacher, notes=(note,))
     learned, held_out = (
-        (examples, replace(needs, temperature=at[0] if at else None)) for examples, needs in (learned, held_out)
+        (examples, replace(needs, temperatures=frozenset(at))) for examples, needs in (learned, held_out)
     )
     if not kept(learned[1]):
         asked = " and ".join(name for name in ("attentions", "relations") if getattr(learned[1], name))
@@ -133,7 +133,7 @@ def open_cache(
     wanted = [
         _Wanted(examples, packing, _key(taught, examples, packing), held)
         for (examples, needs), held in ((learned, False), (held_out, True))
-        if len(examples) and needs != Needs(temperature=needs.temperature)
+        if len(examples) and replace(needs, temperatures=frozenset()) != Needs()
         for packing in [Packing(task, needs, settings.top)]
     ]
     _enter(root)
@@ -158,7 +158,7 @@ def _key(taught: "Taught", examples: "Examples", packing: Packing) -> dict[str, 
     needs = packing.needs
     asked: dict[str, Any] = {"embedding": needs.embedding, "hidden": sorted(needs.hidden), "logits": needs.logits}
     if packing.vocabulary:
-        asked |= {"top": packing.top, "temperature": needs.temperature or 1.0}
+        asked |= {"top": packing.top, "temperature": packing.temperature}
     texts = "" if examples.texts is None else digest_json(list(examples.texts))
     return {
         "squeeze": __version__, "format": FORMAT, "task": packing.task, "teacher": taught.digest,

@@ -55,12 +55,17 @@ class Packing:
         """Whether distributions over a vocabulary are kept."""
         return self.task == "causal-lm" and self.needs.logits
 
+    @property
+    def temperature(self) -> float:
+        """At which they are: the one that the losses ask, else 1."""
+        (found,) = self.needs.temperatures or {1.0}
+        return found
+
     def covers(self, asked: Needs) -> bool:
         """Whether everything that is asked is kept; of a vocabulary, at the temperature that is asked for, where one is."""
-        at = self.needs.temperature
-        if self.vocabulary and asked.logits and asked.temperature is not None and asked.temperature != (at or 1.0):
+        if self.vocabulary and asked.logits and not asked.temperatures <= {self.temperature}:
             return False
-        return self.needs | replace(asked, temperature=at) == self.needs
+        return self.needs | replace(asked, temperatures=frozenset()) == self.needs
 
     def columns(self, sample: Answers) -> tuple[Column, ...]:
         """The arrays for answers that look like these."""
@@ -92,7 +97,7 @@ class Packing:
         if self.vocabulary:
             assert answers.logits is not None
             k = next(c.shape[0] for c in columns if c.name == "top.tokens")
-            top = top_of(answers.logits[:, :-1][mask[:, 1:]], k, self.needs.temperature or 1.0)
+            top = top_of(answers.logits[:, :-1][mask[:, 1:]], k, self.temperature)
             _check(top.log_probabilities)
             found |= {"top.tokens": top.tokens, "top.logs": _code(top.log_probabilities), "top.rest": _code(top.rest)}
         elif self.needs.logits:
@@ -124,7 +129,9 @@ class Packing:
             logs, rest = padded("top.logs", lengths - 1, np.float32), padded("top.rest", lengths - 1, np.float32)
             every = here(np.concatenate([logs, rest[..., None]], axis=-1)) / -CODES
             every = every.log_softmax(dim=-1)
-            top = Top(here(padded("top.tokens", lengths - 1, np.int64)), every[..., :-1], every[..., -1])
+            top = Top(
+                here(padded("top.tokens", lengths - 1, np.int64)), every[..., :-1], every[..., -1], self.temperature
+            )
         elif self.needs.logits:
             logits = here(store.read("logits", numbers))
         if self.needs.embedding:
@@ -140,7 +147,7 @@ def top_of(logits: "Tensor", k: int, temperature: float) -> Top:
     size = max(1, SLICE // logits.shape[-1])
     if not len(logits):  # texts of one token each
         empty = logits.new_empty(0, k)
-        return Top(empty.long(), empty, empty[:, :0].sum(dim=-1))
+        return Top(empty.long(), empty, empty[:, :0].sum(dim=-1), temperature)
     tokens, logs, rests = [], [], []
     for at in range(0, len(logits), size):
         scaled = logits[at : at + size].float() / temperature
@@ -149,7 +156,7 @@ def top_of(logits: "Tensor", k: int, temperature: float) -> Top:
         tokens.append(best.indices)
         logs.append(best.values - total[:, None])
         rests.append(scaled.scatter(-1, best.indices, -torch.inf).logsumexp(dim=-1) - total)
-    return Top(torch.cat(tokens), torch.cat(logs), torch.cat(rests))
+    return Top(torch.cat(tokens), torch.cat(logs), torch.cat(rests), temperature)
 
 
 def _code(logs: "Tensor") -> "Tensor":

@@ -38,10 +38,12 @@ def test_the_error_of_codes_is_bounded_wherever_probabilities_lie() -> None:
 
 
 def test_needs_are_covered_at_their_temperature_alone() -> None:
-    held = Packing("causal-lm", Needs(logits=True, hidden=frozenset({1, 2}), temperature=2.0), 8)
-    assert held.covers(Needs(logits=True, temperature=2.0))
+    held = Packing("causal-lm", Needs(logits=True, hidden=frozenset({1, 2}), temperatures=frozenset({2.0})), 8)
+    assert held.covers(Needs(logits=True, temperatures=frozenset({2.0})))
     assert held.covers(Needs(hidden=frozenset({2})))
-    assert not held.covers(Needs(logits=True, temperature=1.0))
+    assert not held.covers(Needs(logits=True, temperatures=frozenset({1.0})))
     assert not held.covers(Needs(hidden=frozenset({3})))
-    assert not Packing("causal-lm", Needs(logits=True), 8).covers(Needs(logits=True, temperature=2.0))
-    assert Packing("text-classification", Needs(logits=True), 8).covers(Needs(logits=True, temperature=2.0))
+    assert not Packing("causal-lm", Needs(logits=True), 8).covers(Needs(logits=True, temperatures=frozenset({2.0})))
+    assert Packing("text-classification", Needs(logits=True), 8).covers(
+        Needs(logits=True, temperatures=frozenset({2.0}))
+    )
