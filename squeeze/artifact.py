@@ -360,7 +360,7 @@ def _remove_run(folder: Path) -> None:
         _refuse_foreign(path)
     for path in artifacts:
         shutil.rmtree(path)
-    for pattern in (".*.training", ".*.generated"):
+    for pattern in (".*.training", ".*.generated", ".teacher-cache"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
     for path in folder.glob("tensorboard/*/events.out.tfevents.*"):

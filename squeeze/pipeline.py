@@ -5,6 +5,7 @@ started again computes exactly what an uninterrupted one does. Rejected: handing
 (faster by seconds, and then a resumed run is a different program).
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from squeeze import __version__
 from squeeze.artifact import Artifact, claim, read_artifact, reusable, siblings
+from squeeze.distillation.settings import CACHE
 from squeeze.errors import ArtifactError, SqueezeError, VerifyError
 from squeeze.provenance import Digest, digest_json, environment
 from squeeze.report.schema import (
@@ -75,6 +77,7 @@ def run(
             discard(done.measured.journal)
         if failure is not None:
             raise failure
+        shutil.rmtree(out / CACHE, ignore_errors=True)
         claimed.finish()
     return report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from squeeze import __version__
-from squeeze.artifact import Artifact, reusable, write_artifact
+from squeeze.artifact import Artifact, read_artifact, reusable, write_artifact
 from squeeze.errors import TrainError
 from squeeze.provenance import Digest, digest_file, digest_json, environment
 from squeeze.report.schema import FileEntry, Manifest, StageRecord
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from squeeze.compress import QatStage, Stage
     from squeeze.data import Data, Split
     from squeeze.distillation import DistillStage
+    from squeeze.distillation.taught import Taught
     from squeeze.model import Model, ModelSettings
 
 MODEL_NAMES = (
@@ -93,7 +94,8 @@ def apply_stage(
     elif stage.kind == "distill":
         job = _job(stage, parent, source, data, workspace, inputs)
         with processes.together(job):
-            record = _distill(stage, model, Path(job["source"]), data, workspace, inputs, done)
+            taught = _taught(stage, source or parent, model.task)
+            record = stage.apply(model, taught, data, workspace, inputs, done)
     else:
         teacher = None if source is None else load_model(source.folder)
         record = stage.apply(
@@ -148,7 +150,8 @@ def train_along(job: "Mapping[str, Any]") -> None:
                 f"{data.settings.path} has other texts here than on the main process's machine. Copy it anew."
             )
     model = load_model(Path(job["parent"]))
-    _distill(stage, model, Path(job["source"]), data, Path(job["workspace"]), job["key"], None)
+    taught = _taught(stage, read_artifact(Path(job["source"]), check=False), model.task)
+    stage.apply(model, taught, data, Path(job["workspace"]), job["key"])
 
 
 def _job(
@@ -163,16 +166,6 @@ def _job(
     }  # fmt: skip
 
 
-def _distill(
-    stage: "DistillStage", model: "Model", source: Path, data: "Data | None", workspace: Path, key: Digest,
-    done: Callable[..., None] | None,
-) -> StageRecord:  # fmt: skip
-    from squeeze.model import load_model
-
-    taught_by = load_model(stage.teacher, model.task) if stage.teacher else load_model(source)
-    return stage.apply(model, taught_by, data, workspace, key, done)
-
-
 def _others(stage: "DistillStage", source: Artifact | None) -> dict[str, Any]:
     """What a distillation reads beside the chain: files of another teacher, a student or a masked language model, and texts."""
     from squeeze.distillation.texts import source_digest
@@ -183,6 +176,18 @@ def _others(stage: "DistillStage", source: Artifact | None) -> dict[str, Any]:
     files = {path: dict(_source_files(ModelSettings(path=path))) for path in named}
     texts = None if stage.unlabelled is None else source_digest(stage.unlabelled)
     return {"source": None if source is None else source.digest, "files": files, "texts": texts}
+
+
+def _taught(stage: "DistillStage", source: Artifact, task: str) -> "Taught":
+    """The teacher, known by its files before it is loaded; a hub id has none and is known by its name."""
+    from squeeze.distillation.taught import Taught
+    from squeeze.model import ModelSettings, load_model
+
+    path = stage.teacher
+    if path is None:
+        return Taught(source.digest, lambda: load_model(source.folder))
+    files = _source_files(ModelSettings(path=path))
+    return Taught(digest_json(dict(files) or {"name": path}), lambda: load_model(path, task))
 
 
 def calibration_batches(data: "Data", split: "Split", model: "Model") -> "list[dict[str, NDArray[np.int64]]]":

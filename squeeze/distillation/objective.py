@@ -14,7 +14,7 @@ from squeeze.distillation.on_policy import DIVERGENCES, OnPolicy
 from squeeze.distillation.settings import LossTerm
 from squeeze.errors import TrainError
 from squeeze.model import answer, save_model
-from squeeze.training.examples import NO_LABEL
+from squeeze.training.examples import NO_LABEL, Examples
 from squeeze.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Distillation(Objective):
         self.student = (student,)
         self.task, self.names = student.task, student.text_inputs
         self.dropout, self.frozen = dropout, tuple(frozen)
-        self.teacher, self.on_policy = (teacher,), on_policy
+        self.teacher: tuple[Teacher | None] = (teacher,)
+        self.on_policy = on_policy
         layers, width = layers_and_width(student)
         self.bound = bind(terms, self.task, layers, teacher_layers, (width, teacher_width))
         self.projections = nn.ModuleDict()
@@ -158,6 +159,18 @@ class Distillation(Objective):
             else nothing
             for each in self.bound
         }
+
+    @property
+    def temperatures(self) -> frozenset[float]:
+        """Those at which the losses read probabilities."""
+        return self.theirs.temperatures
+
+    def judged(self, held_out: Examples) -> Needs:
+        """What the metric asks of the teacher on these examples."""
+        if self.task == "feature-extraction":
+            return Needs(embedding=True)
+        named = held_out.labels is not None and bool((held_out.labels != NO_LABEL).all())
+        return Needs(logits=self.task == "text-classification" and not named)
 
     def _judge(self, batch: "Mapping[str, Tensor]", inputs: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         out = answer(self.network(**inputs), self.task)

@@ -77,6 +77,10 @@ class LossTerm(BaseModel):
     )
 
 
+CACHE = ".teacher-cache"
+"""The folder of a teacher's answers in a run folder."""
+
+
 class CacheSettings(BaseModel):
     """The teacher's answers on disk: they are computed once, and later epochs and runs read them."""
 
@@ -90,7 +94,10 @@ class CacheSettings(BaseModel):
     gigabytes: float = Field(
         default=4.0, gt=0, description="answers that would take more are computed anew at each step"
     )
-    folder: str | None = Field(default=None, description="where it lies; none: in the run folder, beside the artifacts")
+    folder: str | None = Field(
+        default=None,
+        description="where they lie, for later runs too; none: in the run folder, until the run is complete",
+    )
 
 
 class UnlabelledSettings(BaseModel):

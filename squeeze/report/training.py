@@ -49,6 +49,8 @@ class TrainingCurve(BaseModel):
     precision: str = "float32"
     epoch_seconds: tuple[FiniteFloat, ...] = ()
     """Of each whole epoch, the teacher's time in it included, validations and checkpoints left out."""
+    teacher_seconds: FiniteFloat | None = None
+    """Before the first step, to compute or to check the answers that are kept on disk; None where the teacher answers at each step."""
 
     def rows(self) -> Iterator[tuple[int, int, float, float, dict[str, float]]]:
         """(step, tokens, seconds, loss, shares) of each stretch."""
