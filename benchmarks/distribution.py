@@ -5,7 +5,7 @@
 
 A 3-layer student of all-MiniLM-L6-v2 learns the embeddings of tweets, from the real commands, on CPUs over gloo and in float32, one thread
 a process. Every run takes the same batches, whatever the number of processes; what differs is the order in which floats are added. Writes
-benchmarks/results/<machine>/distribution.json: commands, the three curves (losses of each stretch, held-out cosines), their largest
+benchmarks/results/<machine>/distribution.jsonl: commands, the three curves (losses of each stretch, held-out cosines), their largest
 relative differences from the first, and seconds. Exits with 1 where one is over 1 %.
 
 Where `accelerate launch --cpu --num_processes 2` starts one process only (accelerate 1.15 does; without MPI it knows no other way on CPUs),
@@ -80,9 +80,9 @@ def main() -> None:
             "loss": apart(run["loss"], runs[0]["loss"]), "held-out cosine": apart(run["held_out"], runs[0]["held_out"])
         }  # fmt: skip
         sys.stdout.write(f"{run['name']}: {run['largest relative difference']}, {run['seconds']:.0f} s\n")
-    target = ROOT / "benchmarks" / "results" / given.machine / "distribution.json"
+    target = ROOT / "benchmarks" / "results" / given.machine / "distribution.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, json.dumps({"recipe": RECIPE % given.steps, "runs": runs}, indent=1) + "\n")
+    write_atomically(target, json.dumps({"recipe": RECIPE % given.steps, "runs": runs}) + "\n")
     sys.exit(any(max(run["largest relative difference"].values()) > ALLOWED for run in runs))
 
 

@@ -1,15 +1,17 @@
 """Does a bench survive what happens to long runs? A kill half-way through twenty cells, and two benches that write to one folder.
 
-    python benchmarks/robustness.py [interrupt] [writers] [--seconds 60]
+    python benchmarks/robustness.py [interrupt] [writers] [training] [--seconds 60]
 
 `interrupt` starts `squeeze bench` on a grid of twenty cells, interrupts it after a third of its children and kills it after two thirds
 (SIGINT, then SIGKILL), starts it a third time, and counts which children were run again. `writers` lets two loops of
-`squeeze bench` write to one results folder for a minute, while the index is made and read. Both append one line to
-benchmarks/results/<machine>/robustness.jsonl and end with exit code 1 where anything was lost, torn or measured twice.
+`squeeze bench` write to one results folder for a minute, while the index is made and read. `training` kills `squeeze run` of a distillation
+three times at random moments (SIGKILL) and compares the student's weights with those of a run that nobody disturbed. Each appends
+one line to benchmarks/results/<machine>/robustness.jsonl and ends with exit code 1 where anything was lost, torn, other or measured twice.
 """
 
 import argparse
 import json
+import random
 import signal
 import sqlite3
 import subprocess
@@ -34,13 +36,25 @@ from squeeze.report.store import INDEX, history, read_all, rebuild
 
 COMMAND = [str(Path(sys.executable).with_name("squeeze")), "bench"]
 CELLS, REPEATS = 20, 2
+STEPS = 40
+STUDENT = f"""\
+name: student
+model: {{path: "asset:minilm-l6-v2"}}
+task: feature-extraction
+data: {{path: "asset:tweets", splits: {{evaluate: 100, train: 3000}}}}
+stages:
+  - kind: distill
+    student: {{layers: 3}}
+    cache: {{}}
+    training: {{steps: {STEPS}, batch: 16, held_out: 200, validations: 4, checkpoint_minutes: 0.05, device: cpu}}
+"""
 SHORT = ["--set", "bench.quality=false", "--set", "bench.memory=false", "--set", "bench.energy=false"]
 
 
 def main() -> None:
-    """Do what the command line names, or both."""
+    """Do what the command line names, or all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="none: both")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="none: all")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the two writers go on (%(default)s)")
     parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
     given = parser.parse_args()
@@ -117,6 +131,33 @@ def _finished(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in entries if path.exists()}
 
 
+def training(folder: Path, _: float) -> dict[str, Any]:
+    """A student of MiniLM, forty steps with its teacher's answers on disk: killed at random three times, and left alone."""
+    recipe = folder / "student.yaml"
+    recipe.write_text(STUDENT, "utf-8")
+    command = [str(Path(sys.executable).with_name("squeeze")), "run", str(recipe), "--quiet", "--out"]
+    begun = time.monotonic()
+    subprocess.run([*command, str(folder / "whole")], check=True)
+    seconds = time.monotonic() - begun
+    draw, waits, codes = random.Random(), [], []
+    for _number in range(3):
+        waits.append(round(draw.uniform(0.25, 0.9) * seconds, 2))
+        process = subprocess.Popen([*command, str(folder / "killed")], stderr=subprocess.DEVNULL)
+        try:
+            codes.append(process.wait(waits[-1]))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            codes.append(process.wait())
+    last = subprocess.run([*command, str(folder / "killed")], capture_output=True, text=True, check=False)
+    found = [read_report(folder / name / "report.json").manifests[-1] for name in ("whole", "killed")]
+    digests = [manifest.files["model.safetensors"].sha256 for manifest in found]
+    notes = [note for manifest in found[1:] if manifest.record is not None for note in manifest.record.notes]
+    return {
+        "steps": STEPS, "undisturbed_seconds": round(seconds, 1), "killed_after_seconds": waits, "exit_codes": [*codes, last.returncode],
+        "digests": digests, "notes": notes, "holds": last.returncode == 0 and codes == [-signal.SIGKILL] * 3 and len(set(digests)) == 1,
+    }  # fmt: skip
+
+
 def writers(folder: Path, seconds: float) -> dict[str, Any]:
     """Two loops of `squeeze bench` at once; afterwards every bench that ended well has one whole report, and the index equals them."""
     export = artifacts("sentiment-int8") / "export-1-quantize"
@@ -154,7 +195,7 @@ def writers(folder: Path, seconds: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-PARTS = {"interrupt": interrupt, "writers": writers}
+PARTS = {"interrupt": interrupt, "writers": writers, "training": training}
 
 if __name__ == "__main__":
     main()
