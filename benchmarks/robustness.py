@@ -36,7 +36,7 @@ from squeeze.report.store import INDEX, history, read_all, rebuild
 
 COMMAND = [str(Path(sys.executable).with_name("squeeze")), "bench"]
 CELLS, REPEATS = 20, 2
-STEPS = 40
+STEPS = 150
 STUDENT = f"""\
 name: student
 model: {{path: "asset:minilm-l6-v2"}}
@@ -132,7 +132,7 @@ def _finished(folder: Path) -> dict[str, bytes]:
 
 
 def training(folder: Path, _: float) -> dict[str, Any]:
-    """A student of MiniLM, forty steps with its teacher's answers on disk: killed at random three times, and left alone."""
+    """A student of MiniLM that learns from answers on disk: killed at random three times, and left alone."""
     recipe = folder / "student.yaml"
     recipe.write_text(STUDENT, "utf-8")
     command = [str(Path(sys.executable).with_name("squeeze")), "run", str(recipe), "--quiet", "--out"]
@@ -141,7 +141,7 @@ def training(folder: Path, _: float) -> dict[str, Any]:
     seconds = time.monotonic() - begun
     draw, waits, codes = random.Random(), [], []
     for _number in range(3):
-        waits.append(round(draw.uniform(0.25, 0.9) * seconds, 2))
+        waits.append(round(draw.uniform(0.3, 0.45) * seconds, 2))
         process = subprocess.Popen([*command, str(folder / "killed")], stderr=subprocess.DEVNULL)
         try:
             codes.append(process.wait(waits[-1]))
