@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 
 import squeeze
 from benchmarks import peers
-from benchmarks.store import CACHE, machine
+from benchmarks.store import CACHE, FOUND, machine
 from squeeze.console import message, print_report, progress
 from squeeze.recipe import Recipe, read_recipe
 from squeeze.report import stats
@@ -38,7 +38,9 @@ def main() -> None:
     for part in given.parts or PARTS:
         with progress(quiet=not sys.stderr.isatty()) as say:
             report, notes = PARTS[part](say)
-        report = report.model_copy(update={"title": f"distill-{part}", "notes": (*report.notes, *notes)})
+        report = report.model_copy(
+            update={"title": f"distill-{part}", "notes": (*report.notes, *(FOUND + note for note in notes))}
+        )
         target = ROOT / "benchmarks" / "results" / given.machine / f"distill-{part}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_report(report, target)

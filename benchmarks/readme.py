@@ -8,6 +8,9 @@ import json
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
+
+from benchmarks.store import FOUND
 from squeeze.report import stats
 from squeeze.report.schema import Measurement, Report, read_report
 from squeeze.report.summary import ends, label, summarize
@@ -35,7 +38,9 @@ def main() -> None:
 
 def section(file: Path, report: Report) -> str:
     """Before and after, or for a grid of engines a line each."""
-    return _grid(file, report) if report.title in BASES else _section(file, report)
+    text = _grid(file, report) if report.title in BASES else _section(file, report)
+    found = [note.removeprefix(FOUND) for note in report.notes if note.startswith(FOUND)]
+    return text + "".join(f"\n- {line}" for line in found) + ("\n" if found else "")
 
 
 def written() -> str:
@@ -121,6 +126,9 @@ def _self_checks(file: Path) -> str:
 BASES = {
     "vs-peers-encoder": ("export-0-source", "onnxruntime"),
     "vs-peers-decoder": ("export-0-source", "onnxruntime-genai"),
+    "distill-classifier": ("0-source", "torch"),
+    "distill-chain": ("torch-export-opset18", "onnxruntime"),
+    "distill-language": ("0-source", "torch"),
 }
 SPEEDS = ("set_time", "latency", "time_to_first_token", "time_per_output_token")
 COLUMNS = ("correct", "same_answer", "negative_log_likelihood", *SPEEDS, "peak_memory")

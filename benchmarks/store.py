@@ -18,6 +18,9 @@ CACHE = Path(__file__).parent / "cache"
 """Outside git: what lies here can be made again."""
 RECORD = "training.json"
 
+FOUND = "Found: "
+"""How the notes of a report begin that say what was compared in it and what came out; the README shows them."""
+
 
 def machine() -> str:
     """This machine's folder under benchmarks/results: make, best unit for int8 and cores, such as `xeon-amx-2core`."""
