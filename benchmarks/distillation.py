@@ -163,9 +163,10 @@ def language(say: Any) -> tuple[Report, list[str]]:
 def epochs(say: Any) -> tuple[Report, list[str]]:
     """Two epochs with the teacher's answers kept: the second never runs the teacher."""
     finetuned()
+    stage = {"cache": {}, "examples": CACHED}
     run = made(
-        "sentiment-distilled-int8", "classifier-two-epochs", say, losses=["kl"], stage={"cache": {}, "examples": CACHED}, steps=None, epochs=2.0,
-        validations=1, held_out=100,
+        "sentiment-distilled-int8", "classifier-two-epochs", say, losses=["kl"], stage=stage,
+        steps=None, epochs=2.0, validations=1, held_out=100,
     )  # fmt: skip
     report = read_report(run / "report.json")
     (record,) = (m.record for m in report.manifests if m.record is not None)
