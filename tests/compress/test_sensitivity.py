@@ -191,6 +191,7 @@ def test_two_runs_give_one_record(tiny_llama_folder: Path) -> None:
     assert one.model_dump(exclude={"seconds"}) == other.model_dump(exclude={"seconds"})
 
 
+@pytest.mark.vnni
 @pytest.mark.parametrize(
     ("family", "scheme"), [("llama", "int4-weight"), ("bert", "int8-static"), ("qwen2", "int4-weight")]
 )

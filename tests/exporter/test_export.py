@@ -126,7 +126,7 @@ def test_an_own_lstm_module_exports_and_verifies_in_every_scheme(scheme: str | N
     torch.manual_seed(0)
     model = Model(Recurrent().eval().requires_grad_(False), None, "causal-lm", "own", {}, factory="tests:own")
     if scheme not in (None, "fp16", "bf16") and Machine.here().saturates:
-        pytest.skip("ONNX Runtime's integer LSTM saturates on a processor without VNNI, which verify finds")
+        pytest.skip("the integer LSTM saturates on a processor without VNNI, which verify finds")
     if scheme is not None:
         QuantizeStage(scheme=scheme).apply(model, calibration(model))
         lstm = {f"lstm.weight_{kind}_l{layer}" for kind in ("ih", "hh") for layer in (0, 1)}

@@ -34,6 +34,7 @@ def outlier_initializers(graph: ir.Model) -> list[ir.Value]:
     return [v for name, v in graph.graph.initializers.items() if name.endswith(".outlier_columns")]
 
 
+@pytest.mark.vnni
 @pytest.mark.parametrize(("family", "scheme", "alpha"), CASES)
 def test_every_family_exports_loads_and_verifies(
     family: str, scheme: str, alpha: float, request: pytest.FixtureRequest, tmp_path: Path

@@ -109,6 +109,7 @@ def test_recurrent_layers_export_in_float_for_every_length(
     assert "forward" not in vars(model.network.recurrent)
 
 
+@pytest.mark.vnni
 @pytest.mark.parametrize("form", FORMS)
 def test_the_kernel_computes_what_the_simulation_does(form: dict[str, Any], tmp_path: Path) -> None:
     model = tagger(**form)
@@ -129,6 +130,7 @@ def test_the_kernel_computes_what_the_simulation_does(form: dict[str, Any], tmp_
             assert distance(found, simulated) < 0.05 * rounding
 
 
+@pytest.mark.vnni
 def test_several_threads_round_parts_of_a_batch_apart_and_stay_near(tmp_path: Path) -> None:
     model = tagger(batch_first=True)
     integers = quantized(model)
@@ -205,6 +207,7 @@ def test_blocks_are_refused_by_name() -> None:
         pass
 
 
+@pytest.mark.vnni
 @pytest.mark.parametrize("form", FORMS)
 def test_an_export_verifies_and_a_gate_or_scale_out_of_place_does_not(form: dict[str, Any], tmp_path: Path) -> None:
     model = tagger(**form)
