@@ -31,9 +31,13 @@ def calibration(model: Model) -> list[dict[str, np.ndarray]]:
     return batches
 
 
-@pytest.mark.parametrize("scheme", [None, *sorted(SCHEMES)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_exports_and_verifies_in_every_scheme(
+EVERY = ("tiny_llama_folder", "tiny_bert_folder")
+"""A decoder and an encoder meet every scheme, other families those whose integers depend on how a graph is built: an export takes seconds."""
+CASES = [(f, s) for f in FAMILIES for s in (None, *sorted(SCHEMES)) if f in EVERY or s in (None, "int8", "int8-static")]
+
+
+@pytest.mark.parametrize(("family", "scheme"), CASES)
+def test_every_family_exports_and_verifies(
     family: str, scheme: str | None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model = load_model(request.getfixturevalue(family))
