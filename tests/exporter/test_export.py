@@ -32,7 +32,7 @@ def calibration(model: Model) -> list[dict[str, np.ndarray]]:
 
 
 EVERY = ("tiny_llama_folder", "tiny_bert_folder")
-"""A decoder and an encoder meet every scheme, other families those whose integers depend on how a graph is built: an export takes seconds."""
+"""A decoder and an encoder meet every scheme, other families those that hang on how a graph is built: an export takes seconds."""
 CASES = [(f, s) for f in FAMILIES for s in (None, *sorted(SCHEMES)) if f in EVERY or s in (None, "int8", "int8-static")]
 
 
