@@ -95,7 +95,10 @@ def test_the_run_folder_holds_the_report_and_the_page(finished: tuple[Path, list
     ]  # fmt: skip
 
 
-def test_the_report_shows_the_curve_again(finished: tuple[Path, list[tuple[str, str]], Any], say: Say) -> None:
+def test_the_report_shows_the_curve_again(
+    finished: tuple[Path, list[tuple[str, str]], Any], say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")  # a folder's long name shall not break the line
     code, shown, _ = say("report", finished[0])
     assert code == 0
     assert "1-distill: training" in shown

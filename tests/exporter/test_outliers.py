@@ -51,6 +51,7 @@ def test_every_family_exports_loads_and_verifies(
     assert sum(v.shape[1] for v in outlier_initializers(graph)) == sum(w.shape[0] for w in kept)  # type: ignore[misc, index]
 
 
+@pytest.mark.vnni
 @pytest.mark.parametrize("graph", ["dynamo", "genai"])
 def test_both_ways_to_a_decoder_take_them(graph: str, tiny_llama_folder: Path, tmp_path: Path) -> None:
     model = quantized(tiny_llama_folder, scheme="int8-static")
@@ -58,6 +59,7 @@ def test_both_ways_to_a_decoder_take_them(graph: str, tiny_llama_folder: Path, t
     assert [check for check in verify(model, tmp_path) if not check.passed] == []
 
 
+@pytest.mark.vnni
 @pytest.mark.parametrize("settings", [{"scheme": "int8"}, {"scheme": "int8-static", "smooth_alpha": 0}])
 def test_with_planted_outliers_the_export_is_the_simulation_and_near_the_float_network(
     settings: dict[str, Any], tiny_bert_folder: Path, tmp_path: Path
