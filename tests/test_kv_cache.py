@@ -82,6 +82,7 @@ def test_a_graph_in_sixteen_bits_takes_one_too(tiny_llama_folder: Path, tmp_path
     assert [check for check in verify(model, tmp_path) if not check.passed] == []
 
 
+@pytest.mark.vnni
 def test_steps_with_the_cache_give_what_the_whole_text_gives(tiny_llama_folder: Path) -> None:
     model = load_model(tiny_llama_folder)
     scales = calibrated(model.network, texts())

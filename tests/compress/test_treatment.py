@@ -50,6 +50,7 @@ def test_every_integer_layer_outside_the_ends_has_a_fixed_range(
     assert not any(module._forward_pre_hooks for module in model.network.modules())
 
 
+@pytest.mark.vnni
 def test_smoothing_takes_outlier_channels_out_of_the_activations(tiny_bert_folder: Path) -> None:
     model = load_model(tiny_bert_folder)
     for layer in model.network.bert.encoder.layer:

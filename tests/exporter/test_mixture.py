@@ -45,6 +45,7 @@ def mixed(folder: Path, scheme: str, keep: tuple[str, ...], eight: tuple[str, ..
 )
 @pytest.mark.parametrize("graph", ["genai", "dynamo"])
 @pytest.mark.parametrize("family", ["tiny_llama_folder", "tiny_qwen2_folder"])
+@pytest.mark.vnni
 def test_a_decoder_of_mixed_precision_exports_and_verifies(
     family: str, graph: Any, scheme: str, keep: tuple[str, ...], eight: tuple[str, ...],
     request: pytest.FixtureRequest, tmp_path: Path,
