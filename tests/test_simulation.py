@@ -32,6 +32,7 @@ def test_in_a_classifier_only_the_last_layer_computes_token_0_alone(tiny_bert_fo
     assert narrow == {f"1.{name}" for name in last}
 
 
+@pytest.mark.vnni
 def test_a_layer_that_runs_several_times_is_narrow_in_its_last_call_only(albert: Model, tmp_path: Path) -> None:
     found = _first_token_only(albert)
     shared = next(flags for path, flags in found.items() if path.endswith("ffn_output"))

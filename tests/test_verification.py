@@ -37,6 +37,7 @@ def damaged(folder: Path, tmp_path: Path, initializer_ends: str, change: object)
     return tmp_path
 
 
+@pytest.mark.vnni
 def test_a_whole_export_passes_every_check(exported: tuple[Model, Path]) -> None:
     assert failed(*exported) == set()
 
@@ -146,6 +147,7 @@ def test_a_graph_that_the_runtime_refuses_is_a_failed_check_with_its_words(
     assert "NoSuchOperator" in check.detail
 
 
+@pytest.mark.vnni
 def test_a_runtime_that_fails_on_an_input_is_a_failed_check_for_that_input(
     exported: tuple[Model, Path], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_decoder_of_mixed_precision_exports_and_verifies(
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-static", "int4-weight"])
 @pytest.mark.parametrize("family", ["tiny_bert_folder", "tiny_gpt2_folder"])
+@pytest.mark.vnni
 def test_an_encoder_and_a_decoder_with_joined_weights_leave_layers_in_float(
     family: str, scheme: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

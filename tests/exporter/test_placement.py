@@ -52,6 +52,7 @@ def test_every_layout_gives_back_the_integers(layout: str) -> None:
 
 
 @pytest.mark.parametrize("activations", ["block-int8", "dynamic-uint8"])
+@pytest.mark.vnni
 def test_a_product_of_stacked_layers_equals_the_float_product(activations: str, tmp_path: Path) -> None:
     block = 32 if activations == "block-int8" else None
     parts = {
