@@ -110,6 +110,12 @@ def positions(config: Mapping[str, Any]) -> int | None:
     return value - padding - 1 if config.get("model_type") in AFTER_PADDING and isinstance(padding, int) else value
 
 
+def layer_count(config: Mapping[str, Any]) -> int | None:
+    """Number of layers in a config.json, by the usual name, GPT-2's, T5's or DistilBERT's; None where it does not tell."""
+    names = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    return next((config[name] for name in names if isinstance(config.get(name), int)), None)
+
+
 def _architecture(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list | tuple) and names else None

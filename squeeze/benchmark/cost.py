@@ -9,9 +9,9 @@ from typing import Any
 
 from squeeze.artifact import Artifact
 from squeeze.report.schema import Cost
+from squeeze.tasks import layer_count
 
 HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 """The usual name, then GPT-2's, T5's and DistilBERT's."""
 
@@ -19,7 +19,7 @@ HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 def cost(artifact: Artifact) -> Cost:
     """The card of one artifact; figures that its configuration does not tell are None."""
     manifest, config = artifact.manifest, artifact.config
-    hidden, layers = _named(config, HIDDEN), _named(config, LAYERS)
+    hidden, layers = _named(config, HIDDEN), layer_count(config)
     vocabulary = config.get("vocab_size")
     known = hidden is not None and layers is not None and isinstance(vocabulary, int) and manifest.parameters > 0
     decodes = manifest.task == "causal-lm"
@@ -62,7 +62,7 @@ def _cache(config: dict[str, Any], artifact: Artifact) -> float:
     width = int(config.get("head_dim") or (_named(config, HIDDEN) or 0) // heads)
     record = artifact.manifest.record
     each = 1 if record is not None and record.settings.get("kv_cache") == "int8" else 4
-    return 2.0 * each * (_named(config, LAYERS) or 0) * groups * width
+    return 2.0 * each * (layer_count(config) or 0) * groups * width
 
 
 def _attention_width(config: dict[str, Any]) -> int:

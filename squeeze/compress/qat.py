@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from squeeze.errors import QuantizeError
 from squeeze.report.schema import StageRecord
+from squeeze.training.schedule import factor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +101,7 @@ def train(
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": stage.learning_rate}, {"params": ranges, "lr": stage.range_rate}], weight_decay=0.0
     )  # fmt: skip
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, stage.warm_up))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor("linear", step, steps, stage.warm_up))
     generator = torch.Generator().manual_seed(stage.seed)
     losses: list[float] = []
     with layers:
@@ -269,8 +270,8 @@ def _learned_range(growth: "Tensor", grid: "InputGrid", divisor: "Tensor | None"
     def rounding(x: "Tensor") -> "Tensor":
         y = x if divisor is None else x * reciprocal(divisor)
         # The scale's gradient sums over all numbers; this keeps its size that of a weight's.
-        factor = 1 / math.sqrt(y.numel() * LEVELS)
-        slow = (growth - growth * factor).detach() + growth * factor
+        weight = 1 / math.sqrt(y.numel() * LEVELS)
+        slow = (growth - growth * weight).detach() + growth * weight
         s = grid.scale * slow.exp()
         places = (y / s).clamp(-grid.zero_point, LEVELS - grid.zero_point)
         y = (places + (torch.round(places) - places).detach()) * s
@@ -331,11 +332,6 @@ def _trained(model: "Model") -> "list[torch.nn.Parameter]":
     for parameter in found:
         parameter.requires_grad_(True)
     return found
-
-
-def _rate(step: int, steps: int, warm_up: float) -> float:
-    rise = max(1.0, warm_up * steps)
-    return min((step + 1) / rise, max(0.0, (steps - step) / max(1.0, steps - rise)))
 
 
 def _mean(values: list[float]) -> float:

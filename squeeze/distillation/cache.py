@@ -10,11 +10,10 @@ is asked for, …), the teacher answers live, and a note says why.
 
 import contextlib
 import errno
-import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,18 +104,18 @@ class _Once:
 
 def open_cache(
     root: Path, settings: "CacheSettings", taught: "Taught", live: "Callable[[], Teacher]", task: str, device: torch.device, *,
-    learned: "tuple[Examples, Needs]", held_out: "tuple[Examples, Needs]", temperatures: Collection[float] = (), say: Say | None = None,
+    learned: "tuple[Examples, Needs]", held_out: "tuple[Examples, Needs]", say: Say | None = None,
 ) -> CachedTeacher:  # fmt: skip
     """The teacher's answers to both sets of examples, computed now where they do not lie in `root` yet.
 
     `live` makes the teacher that computes them; it is called where it is needed, and what it made is let go of where all is kept.
-    `temperatures` are those at which losses read distributions over a vocabulary. `say(i, n, text)` hears of the examples that are
+    `say(i, n, text)` hears of the examples that are
     answered. Raises TrainError for a folder that holds anything else.
     """
     say = say or (lambda i, n, text: None)
     once = _Once(live)
     teacher = CachedTeacher(None, None, once)
-    at = sorted({*temperatures, *learned[1].temperatures}) if task == "causal-lm" else []
+    at = sorted(learned[1].temperatures) if task == "causal-lm" else []
     if len(at) > 1:
         several = " and ".join(f"{t:g}" for t in at)
         note = f"teacher's answers are not kept: losses read them at temperatures {several}, and one can be kept. It runs at each step"
@@ -382,10 +381,3 @@ def place(settings: "CacheSettings | None", workspace: Path | None) -> Path | No
     if settings.folder is not None:
         return Path(settings.folder).expanduser()
     return None if workspace is None else workspace.parent / CACHE
-
-
-def device_of(asked: str) -> torch.device:
-    """Where the teacher computes: on this process's own GPU where the training does."""
-    if asked == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -11,7 +11,7 @@ from squeeze.errors import DataError, TrainError, nearest
 from squeeze.report.text import percent
 from squeeze.report.training import epochs_words, loss_words
 from squeeze.rows import Columns, Row, read_rows
-from squeeze.tasks import positions
+from squeeze.tasks import layer_count, positions
 
 if TYPE_CHECKING:
     from squeeze.data import Data, DataSettings
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 EVALUATED = {"causal-lm": 100, "text-classification": 1000, "feature-extraction": 1000}
 """Examples that the comparison at the end scores, a tenth of all at most. A block of 512 tokens costs as much as twenty texts."""
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-"""What config.json calls the number of layers, by family."""
 TRAINING: dict[str, dict[str, Any]] = {
     "causal-lm": {"epochs": 1.0, "batch": 8},
     "text-classification": {"epochs": 3.0, "batch": 32, "learning_rate": 2e-4},
@@ -153,7 +151,7 @@ def _student_words(stage: "DistillStage", config: Mapping[str, Any]) -> str:
         return student.path
     if student.config is not None:
         return "a new network with " + ", ".join(f"{name} {value}" for name, value in student.config.items())
-    count = next((config[name] for name in LAYERS if isinstance(config.get(name), int)), None)
+    count = layer_count(config)
     said = []
     if isinstance(student.layers, int):
         said.append(f"{student.layers} of {count} layers ({student.choose})" if count else f"{student.layers} layers")

@@ -5,14 +5,11 @@ distribution over whole texts, found by beam search, with plain cross entropy. A
 the first tokens of a train block stand in for it.
 
 Blocks are written a batch at a time (`.NAME.generated` beside the artifact; aside and renamed): a run that was killed goes on with the
-first batch that is missing. On several processes each writes its own share and reads the others'.
+first batch that is missing. Of several processes the main one writes, and the others read.
 """
 
-import hashlib
 import inspect
-import json
 import os
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
+from squeeze.distillation.taught import weights_digest
 from squeeze.errors import TrainError
 from squeeze.model import answer
+from squeeze.provenance import digest_bytes, digest_json
 from squeeze.report.files import sync
 from squeeze.training.examples import Examples
 
@@ -36,8 +36,6 @@ NOTHING = -1
 """After the end of a text in a block on disk."""
 FINE = 2**40
 """Probabilities are summed as whole multiples of 1 / FINE: sums of integers are the same in every order, on every device."""
-WAIT = 0.5
-"""Seconds between looks for what another process writes."""
 
 
 def drawn(logits: "Tensor", uniform: "Tensor", temperature: float) -> "Tensor":
@@ -138,23 +136,16 @@ def generated(
             if other.name[: len(key)] != key:
                 other.unlink(missing_ok=True)
         files = [folder / f"{key}-{number:06d}.npy" for number in range(len(chunks))]
-    rank, world = (
-        (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))) if folder is not None else (0, 1)
-    )
     made: list[NDArray[np.int32]] = []
-    for number in range(rank, len(chunks), world):
-        file = files[number]
-        found = None if file is None else _read(file, len(chunks[number]), length)
+    for number, (chunk, file) in enumerate(zip(chunks, files, strict=True)):
+        found = None if file is None else _read(file, len(chunk), length)
         if found is None:
-            first = number * settings.batch
-            found = _write(teacher, chunks[number], length, settings, seed, first, device)
+            found = _write(teacher, chunk, length, settings, seed, number * settings.batch, device)
             if file is not None:
                 _keep(file, found)
         made.append(found)
         if say is not None:
             say(number + 1, len(chunks), "the teacher continues blocks")
-    if world > 1:
-        made = [_wait(file, len(chunk), length) for file, chunk in zip(files, chunks, strict=True) if file is not None]
     rows = np.concatenate(made)
     kept = rows != NOTHING
     starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))]).astype(np.int64)
@@ -198,14 +189,16 @@ def uniforms(seeds: Iterable[tuple[int, ...]], count: int) -> "Tensor":
 
 def _key(teacher: "Model", prompts: NDArray[np.int64], length: int, settings: "GenerateSettings", seed: int) -> str:
     """Sixteen digits over all that the continuations depend on, the teacher's weights among it."""
-    found = hashlib.sha256(
-        json.dumps([settings.model_dump(mode="json"), seed, length, sorted(ends_of(teacher))]).encode()
-    )
-    found.update(np.array(prompts.shape, "<i8").tobytes() + prompts.astype("<i8").tobytes())
-    for name, tensor in sorted(teacher.network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+    given = digest_bytes(np.array(prompts.shape, "<i8").tobytes() + prompts.astype("<i8").tobytes())
+    parts: list[JsonValue] = [
+        settings.model_dump(mode="json"),
+        seed,
+        length,
+        [*sorted(ends_of(teacher))],
+        given,
+        weights_digest(teacher),
+    ]
+    return digest_json(parts).removeprefix("sha256:")[:16]
 
 
 def _read(file: Path, rows: int, length: int) -> NDArray[np.int32] | None:
@@ -224,10 +217,3 @@ def _keep(file: Path, rows: NDArray[np.int32]) -> None:
     sync(part)
     os.rename(part, file)
     sync(file.parent)
-
-
-def _wait(file: Path, rows: int, length: int) -> NDArray[np.int32]:
-    """What another process writes, once it stands; a process that dies takes all of a launch with it."""
-    while (found := _read(file, rows, length)) is None:
-        time.sleep(WAIT)
-    return found

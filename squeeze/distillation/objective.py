@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from squeeze.model import Model
-    from squeeze.training.examples import Examples
 
 
 class Teacher(Protocol):
@@ -159,11 +158,6 @@ class Distillation(Objective):
             else nothing
             for each in self.bound
         }
-
-    @property
-    def temperatures(self) -> frozenset[float]:
-        """Those at which the losses read probabilities."""
-        return self.theirs.temperatures
 
     def judged(self, held_out: Examples) -> Needs:
         """What the metric asks of the teacher on these examples."""

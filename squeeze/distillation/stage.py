@@ -102,7 +102,7 @@ class DistillStage(BaseModel):
     ) -> StageRecord:  # fmt: skip
         """Put the trained student in the place of `model`'s network. `workspace` keeps checkpoints for a run that is killed.
 
-        A `teacher` that is a Taught is loaded where it has to answer, and not at all where its answers lie on disk.
+        A `teacher` that is a Taught is loaded to be checked against the student, and let go of where its answers lie on disk.
         """
         return distill(self, model, teacher, data, workspace, key, done)
 

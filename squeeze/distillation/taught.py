@@ -1,4 +1,4 @@
-"""The trained model that teaches, known by its digest before it is loaded: where its answers lie on disk, it never is."""
+"""The trained model that teaches, known by its digest before it is loaded: it can be let go of, and come again."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

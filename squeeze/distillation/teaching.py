@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from squeeze.distillation.cache import CachedTeacher, device_of, open_cache, place
+from squeeze.distillation.cache import CachedTeacher, open_cache, place
 from squeeze.distillation.objective import Distillation, LiveTeacher, Teacher
 from squeeze.training import processes
 
@@ -32,8 +32,8 @@ def answering(
     learned, judged = examples
     with processes.main_first():
         kept = open_cache(
-            folder, stage.cache, taught, lambda: LiveTeacher(taught.model, own), objective.task, device_of(stage.training.device),
-            learned=(learned, objective.theirs), held_out=(judged, objective.judged(judged)), temperatures=objective.temperatures, say=say,
+            folder, stage.cache, taught, lambda: LiveTeacher(taught.model, own), objective.task, processes.device_of(stage.training.device),
+            learned=(learned, objective.theirs), held_out=(judged, objective.judged(judged)), say=say,
         )  # fmt: skip
     return kept, kept.notes
 

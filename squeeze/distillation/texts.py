@@ -18,6 +18,7 @@ from squeeze.data import Data, DataSettings, Splits, read_all
 from squeeze.errors import DataError, TrainError
 from squeeze.provenance import Digest
 from squeeze.rows import Columns, read_rows
+from squeeze.training import processes
 from squeeze.training.examples import NO_LABEL, Examples, from_texts, joined
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _teachers(
     folder = None if workspace is None else workspace.with_name(f"{workspace.name.removesuffix('.training')}.generated")
     made = generated(
         teacher, learned.tokens.reshape(-1, size).astype(np.int64), stage.generate, stage.training.seed, folder, say,
-        _device(stage.training.device),
+        str(processes.device_of(stage.training.device)),
     )  # fmt: skip
     # What was given stands in the train split as it is: runs without a written token are not compared.
     first = max(0, stage.generate.prompt - held.width + 1)
@@ -245,9 +246,10 @@ def _copies(
     assert stage.augment is not None
     texts = learned.texts or ()
     mask = None if student.tokenizer.mask_token is None else str(student.tokenizer.mask_token)
+    device = str(processes.device_of(stage.training.device))
     made = list(
         augmented(
-            texts, stage.augment, teacher, mask, stage.training.seed, data.settings.max_length, _device(stage.training.device)
+            texts, stage.augment, teacher, mask, stage.training.seed, data.settings.max_length, device
         )
     )  # fmt: skip
     fresh, held, repeated = _fresh([text for _, text in made], known, evaluate)
@@ -329,14 +331,3 @@ def _evaluate_texts(data: Data) -> Sequence[str]:
 
 def _plain(text: str) -> str:
     return " ".join(text.split())
-
-
-def _device(setting: str) -> str:
-    """Where training will run: this process's CUDA device, or the CPU."""
-    import os
-
-    import torch
-
-    if setting == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from squeeze.errors import SqueezeError, TrainError
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed.distributed_c10d import Store
 
 EVER = timedelta(days=365)
@@ -58,6 +59,15 @@ class _World:
 
 
 _world: _World | None = None
+
+
+def device_of(setting: str) -> "torch.device":
+    """Where this process computes under `training.device`: its own CUDA device, or the CPU."""
+    import torch
+
+    if setting == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def join() -> bool:

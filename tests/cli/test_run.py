@@ -165,7 +165,6 @@ def test_cuda_without_cuda_is_an_error_and_never_a_run_on_the_cpu(
     assert "--device cpu" in done.stderr
 
 
-@pytest.mark.vnni
 def test_single_steps_make_the_same_integers_as_a_recipe_without_smoothing(
     squeeze: Squeeze, place: Path, tiny_llama_folder: Path
 ) -> None:

@@ -53,14 +53,12 @@ def test_every_integer_layer_outside_the_ends_has_a_fixed_range(
 def test_smoothing_takes_outlier_channels_out_of_the_activations(tiny_bert_folder: Path) -> None:
     model = load_model(tiny_bert_folder)
     for layer in model.network.bert.encoder.layer:
-        layer.attention.output.LayerNorm.weight.data[3] = 60.0  # a channel that dwarfs the others
+        layer.attention.output.LayerNorm.weight.data[3] = 120.0  # a channel that dwarfs the others
     folder = tiny_bert_folder.parent / "outlier-bert"
     model.network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     without = error(folder, smooth_alpha=0, calibrator="minmax")
-    assert (
-        error(folder, smooth_alpha=0.8, calibrator="minmax") < 0.9 * without
-    )  # 0.85 on an EPYC with AVX2, less elsewhere: rounding falls otherwise
+    assert error(folder, smooth_alpha=0.8, calibrator="minmax") < 0.85 * without
 
 
 def test_bias_correction_and_granularity_do_something(tiny_bert_folder: Path) -> None:

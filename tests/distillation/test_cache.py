@@ -131,12 +131,10 @@ def test_language_models_keep_their_likeliest_tokens(
     tmp_path: Path, tiny_llama_folder: Path, written: Write, temperature: float
 ) -> None:
     model = load_model(tiny_llama_folder)
-    needs = Needs(logits=True)
+    needs = Needs(logits=True, temperatures=frozenset({temperature}))
     settings = CacheSettings(top=12)
     examples = written(model.tokenizer)
-    for batch, live, kept in both(
-        model, examples, needs, tmp_path / "c", settings=settings, temperatures=[temperature]
-    ):
+    for batch, live, kept in both(model, examples, needs, tmp_path / "c", settings=settings):
         assert kept.logits is None
         at = batch["attention_mask"][:, 1:].bool()
         logits = live.logits[:, :-1][at].double().numpy() / temperature
@@ -237,7 +235,9 @@ def test_attention_and_two_temperatures_leave_the_teacher_live(tmp_path: Path) -
     teacher, examples = Invented(), invented_examples()
     kept = keep(tmp_path / "c", examples, Needs(logits=True, relations=frozenset({3})), teacher)
     assert kept.notes[0].startswith("teacher's answers are not kept: a loss asks for its relations")
-    kept = keep(tmp_path / "c", examples, Needs(logits=True), teacher, task="causal-lm", temperatures=[1.0, 2.0])
+    kept = keep(
+        tmp_path / "c", examples, Needs(logits=True, temperatures=frozenset({1.0, 2.0})), teacher, task="causal-lm"
+    )
     assert "at temperatures 1 and 2" in kept.notes[0]
     assert teacher.calls == 0
     assert not (tmp_path / "c").exists()

@@ -154,20 +154,6 @@ def test_a_run_that_was_killed_goes_on_with_the_batch_that_is_missing(
     assert len(list((tmp_path / "g").iterdir())) == 3
 
 
-def test_each_process_writes_its_share_and_reads_the_others(
-    llama: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks, settings = prompts(6, 12).numpy(), GenerateSettings(prompt=4, batch=2)
-    whole = generated(llama, blocks, settings, 0, tmp_path)
-    files = sorted(tmp_path.glob("*.npy"))
-    before = files[1].read_bytes()
-    files[1].unlink()
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert generated(llama, blocks, settings, 0, tmp_path).digest == whole.digest
-    assert files[1].read_bytes() == before
-
-
 def place(prompt: list[int]) -> tuple[Place, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 11, (2, 6), generator=generator)

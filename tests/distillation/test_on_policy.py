@@ -137,8 +137,9 @@ def test_sampling_in_reduced_precision_leaves_the_gradient_whole(student: Model,
 
 
 def test_a_run_that_was_killed_reaches_the_same_weights(
-    tiny_llama_folder: Path, teacher: Model, tmp_path: Path
+    tiny_llama_folder: Path, teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("squeeze.training.engine.SAY_SECONDS", 0.0)  # every step is said: the fourth is where it ends
     training = Training(
         steps=6, batch=4, precision="float32", device="cpu", checkpoint_minutes=1e-9, learning_rate=1e-2
     )
