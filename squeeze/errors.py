@@ -40,6 +40,10 @@ class QuantizeError(SqueezeError):
     """The model cannot be quantized as asked."""
 
 
+class PruneError(SqueezeError):
+    """The model cannot be pruned as asked."""
+
+
 class TrainError(SqueezeError):
     """A training cannot begin as asked, or had to stop: what it had reached stays on disk."""
 

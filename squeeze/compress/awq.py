@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.compress.gptq import SHRINKS
-from squeeze.compress.layerwise import Gram, Site, width
+from squeeze.layerwise import Gram, Site, width
 from squeeze.compress.links import Link, find_links
 from squeeze.integers import Grid, IntegerWeight, in_blocks, integer_weight
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from squeeze.compress.layerwise import repeated_blocks
+from squeeze.layerwise import repeated_blocks
 from squeeze.compress.mixed import MEGABYTE, Candidate, MixedSettings, for_budget, for_size, predicted, ranked
 from squeeze.compress.plan import Plan
 from squeeze.errors import QuantizeError

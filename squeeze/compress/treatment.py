@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from squeeze.compress.awq import Scaler, clipped, measured
 from squeeze.compress.calibrate import Histogram, Peaks, calibrated, input_grid
 from squeeze.compress.gptq import gptq, output_sqnr_db
-from squeeze.compress.layerwise import Gram, Site, walk, width
+from squeeze.layerwise import Gram, Site, walk, width
 from squeeze.compress.outliers import outlier_channels
 from squeeze.compress.plan import Plan
 from squeeze.compress.smooth import SMALLEST, column_peaks, smooth

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from squeeze.compress.layerwise import Gram, Site, repeated_blocks, walk
+from squeeze.layerwise import Gram, Site, repeated_blocks, walk
 from squeeze.errors import QuantizeError
 from squeeze.model import load_model
 
