@@ -54,8 +54,8 @@ def main() -> None:
 def classifier(say: Any) -> tuple[Report, list[str]]:
     """Three students taught by the classifier, and the same three that only see labels, for as many steps."""
     finetuned()
-    taught = [made("sentiment-distilled-int8", f"classifier-taught-{n}", say, seed=n) for n in SEEDS]
-    alone = [made("sentiment-distilled-int8", f"classifier-labels-{n}", say, seed=n, losses=["labels"]) for n in SEEDS]
+    pairs = [students(n, say) for n in SEEDS]
+    taught, alone = [one for one, _ in pairs], [other for _, other in pairs]
     recipe = read_recipe(ROOT / "recipes" / "sentiment-distilled-int8.yaml")
     settings = {
         "runtimes": ["torch"], "threads": 2, "repeats": 5, "budget_seconds": 0,
@@ -88,6 +88,13 @@ def classifier(say: Any) -> tuple[Report, list[str]]:
             f"seed {n}: {found.value:.2f}x the teacher's speed in torch over the whole set [{found.low:.2f}, {found.high:.2f}]"
         )
     return report, notes
+
+
+def students(seed: int, say: Any) -> tuple[Path, Path]:
+    """The run folders of the taught student and of the one that sees labels alone."""
+    name, kept = "sentiment-distilled-int8", {"cache": {"folder": "benchmarks/cache/answers", "gigabytes": 8.0}}
+    taught = made(name, f"classifier-taught-{seed}", say, seed=seed, stage=kept)  # all seeds read one teacher's answers
+    return taught, made(name, f"classifier-labels-{seed}", say, seed=seed, losses=["labels"])
 
 
 def chain(say: Any) -> tuple[Report, list[str]]:

@@ -5,7 +5,12 @@ or norm that gets lost or misplaced on the way to ONNX then shows in the outputs
 token over and over, which is all that a tied random model says otherwise.
 """
 
+import contextlib
+import io
 import os
+import runpy
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +58,37 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the tests measure of this machine is not kept among the user's files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _builder_in_this_process() -> Iterator[None]:
+    """onnxruntime-genai's builder gets the same command line, but in this process, which has torch and Transformers imported already.
+
+    The child process that users get is met by the tests of the commands.
+    """
+    import subprocess
+
+    from squeeze.exporter import genai
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        out, error = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            patch.setattr(sys, "argv", command[2:])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+                try:
+                    runpy.run_module(command[2], run_name="__main__", alter_sys=False)
+                    code = 0
+                except SystemExit as stop:
+                    code = int(stop.code or 0)
+                except Exception as failure:
+                    error.write(f"\n{type(failure).__name__}: {failure}")
+                    code = 1
+        return subprocess.CompletedProcess(command, code, out.getvalue(), error.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(genai, "run_command", run)
         yield
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from squeeze.model import Model
 
+run_command = subprocess.run
+"""A name of its own, so that tests can run the builder where its imports are already."""
+
 ARCHITECTURES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
     "Phi3ForCausalLM", "OlmoForCausalLM", "GraniteForCausalLM", "SmolLM3ForCausalLM", "NemotronForCausalLM",
@@ -60,9 +63,7 @@ def built(model: "Model", folder: Path) -> Iterator["ir.Model"]:
 def _build(source: Path, target: Path, cache: Path) -> None:
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(target)]
     command += ["-p", "fp32", "-e", "cpu", "-c", str(cache), "--extra_options", "hf_token=false"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False
-    )
+    done = run_command(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)
     if done.returncode != 0 or not (target / MODEL_FILE).exists():
         last = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["no message"])[-1]
         raise ExportError(f"onnxruntime-genai's builder failed: {last} Use export.graph: dynamo to go without it.")

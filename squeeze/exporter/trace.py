@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from squeeze.errors import ExportError
 from squeeze.exporter.passes import rotate_every_text
 from squeeze.exporter.recurrent_ops import whole_layers
+from squeeze.exporter.traced_before import graph_of
 from squeeze.model import answer
 from squeeze.tasks import TASKS
 
@@ -126,20 +127,29 @@ def cache_shapes(network: nn.Module) -> list[tuple[int, int]]:
 def _export(
     network: nn.Module, example: tuple[Any, ...], inputs: list[str], outputs: list[str], axes: Any, opset: int
 ) -> "ir.Model":
+    """The graph of `network`, constants folded; another of the same architecture is not traced again."""
+
+    def trace() -> "ir.Model":
+        with torch.no_grad(), whole_layers(network) as operators:
+            program = torch.onnx.export(
+                network.eval(), example, dynamo=True, opset_version=opset, dynamic_shapes=axes, optimize=False,
+                input_names=inputs, output_names=outputs, verbose=False, custom_translation_table=operators,
+            )  # fmt: skip
+        if program is None:
+            raise ExportError("torch.onnx.export returned no graph.")
+        return program.model
+
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), whole_layers(network) as operators:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                network.eval(), example, dynamo=True, opset_version=opset, dynamic_shapes=axes,
-                input_names=inputs, output_names=outputs, verbose=False, custom_translation_table=operators,
-            )  # fmt: skip
+            asked = [inputs, outputs, repr(axes), opset, [list(t.shape) for t in torch.utils._pytree.tree_leaves(example)]]
+            program = torch.onnx.ONNXProgram(graph_of(network, asked, trace), None)
+            program.optimize()
     finally:
         log.setLevel(level)
-    if program is None:
-        raise ExportError("torch.onnx.export returned no graph.")
     return program.model
 
 
