@@ -15,7 +15,7 @@ loads without trusting code.
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,8 @@ def _speaking(network: nn.Module, site: Attention) -> tuple[int, ...]:
     return tuple(said.nonzero().flatten().tolist())
 
 
-def _matrix(network: nn.Module, name: str) -> nn.Linear:
-    return network.get_submodule(name)  # type: ignore[return-value]
+def _matrix(network: nn.Module, name: str) -> Any:
+    return network.get_submodule(name)
 
 
 def _cut(network: nn.Module, sites: Sequence[Attention], kept: Sequence[Sequence[int]]) -> None:
@@ -149,6 +149,6 @@ def _blocks(weight: IntegerWeight, index: Tensor) -> Tensor | None:
     if weight.block_size is None:
         return torch.zeros(1, dtype=torch.int64)
     size, columns = weight.block_size, weight.shape[1]
-    blocks = (index // size).unique()
-    whole = sum(min(size, columns - int(block) * size) for block in blocks)
-    return blocks if whole == len(index) else None
+    blocks = sorted({column // size for column in index.tolist()})
+    whole = sum(min(size, columns - block * size) for block in blocks)
+    return torch.tensor(blocks) if whole == len(index) else None
