@@ -15,16 +15,19 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check peers clean
+.PHONY: help demo test test-slow check peers clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) ## compress SmolLM2-135M, measure it, and write ./demo with the report
 	$(BIN)/squeeze demo
 
 test: $(INSTALLED) ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadscope
+
+test-slow: $(INSTALLED) ## tests that the suite leaves out: an export of every family
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --numprocesses auto --dist load
 
 check: $(INSTALLED) ## format, lint, types, layers, and the generated parts of the README
 	$(BIN)/ruff format --check .

@@ -22,14 +22,18 @@ from squeeze.parts import (
     NEURONS,
     Attention,
     attentions,
+    blocks,
     config_of,
     feed_forwards,
     first_bias,
     only_heads,
     only_layers,
     only_neurons,
+    only_runs,
     outputs_of,
     own_layers,
+    own_name,
+    shared_layer,
     slices,
 )
 from squeeze.tasks import positions
@@ -123,7 +127,11 @@ def keep_layers(network: nn.Module, kept: Sequence[int]) -> nn.Module:
     if list(kept) != sorted(set(kept)):
         raise TrainError(f"layers {list(kept)} must rise: those that stay keep their order.")
     config = config_of(network)
-    values = {_name(config, "num_hidden_layers"): len(kept)}
+    values: dict[str, Any] = {own_name(config, path, "layers") or _name(config, "num_hidden_layers"): len(kept)}
+    if not getattr(config, "is_encoder_decoder", False):
+        values[_name(config, "num_hidden_layers")] = len(
+            kept
+        )  # the half that is not there: caches are as long as it says
     values |= {
         name: [value[n] for n in kept]
         for name, value in config.to_dict().items()
@@ -143,7 +151,23 @@ def keep_layers(network: nn.Module, kept: Sequence[int]) -> nn.Module:
             state[f"{path}.{place}.{rest}"] = tensor
     result = _rebuilt(network, values, state)
     with only_layers(network, kept):
-        _prove(network, result, "the other layers")
+        prove(network, result, "the other layers")
+    return result
+
+
+def keep_runs(network: nn.Module, count: int) -> nn.Module:
+    """A network that runs its one layer `count` times (ALBERT); `network` stays as it is.
+
+    Raises TrainError where each layer has its own weights, and for more runs than there are.
+    """
+    config, found = config_of(network), shared_layer(network)
+    if found is None or getattr(config, "num_hidden_groups", 1) != 1:
+        raise TrainError(f"{config.model_type}: its layers are not one layer that runs several times.")
+    if not 1 <= count <= found[1]:
+        raise TrainError(f"{count} layers are asked for, and the model runs its one layer {found[1]} times.")
+    result = _rebuilt(network, {_name(config, "num_hidden_layers"): count}, network.state_dict())
+    with only_runs(network, count):
+        prove(network, result, "the other runs of its layer")
     return result
 
 
@@ -172,7 +196,7 @@ def keep_heads(network: nn.Module, kept: Sequence[Sequence[int]]) -> nn.Module:
         state[bias] = state[bias][:, list(kept[0])]
     result = _rebuilt(network, _head_values(network, len(kept[0]), len(groups[0]), size), state)
     with only_heads(network, kept):
-        _prove(network, result, "the other heads")
+        prove(network, result, "the other heads")
     return result
 
 
@@ -186,7 +210,8 @@ def keep_neurons(network: nn.Module, kept: Sequence[Sequence[int]]) -> nn.Module
         raise TrainError("every layer must keep equally many neurons.")
     have, state = sites[0].neurons, dict(network.state_dict())
     described = config.to_dict()
-    key = next((name for name in NEURONS if name in described and described[name] in (have, None)), None)
+    names = (own_name(config, blocks(network)[0], "ffn_dim"), *NEURONS)
+    key = next((name for name in names if name in described and described[name] in (have, None)), None)
     if key is None:
         raise TrainError(
             f"{config.model_type}: its config does not tell the number of neurons. Leave student.neurons out."
@@ -199,7 +224,7 @@ def keep_neurons(network: nn.Module, kept: Sequence[Sequence[int]]) -> nn.Module
         _cut(state, network, site.reader, index, outputs=False)
     result = _rebuilt(network, {key: len(kept[0])}, state)
     with only_neurons(network, kept):
-        _prove(network, result, "the other neurons")
+        prove(network, result, "the other neurons")
     return result
 
 
@@ -282,7 +307,7 @@ def _rebuilt(network: nn.Module, values: Mapping[str, Any], state: Mapping[str, 
 # Proof
 
 
-def _prove(network: nn.Module, result: nn.Module, gone: str) -> None:
+def prove(network: nn.Module, result: nn.Module, gone: str) -> None:
     """TrainError where `result` computes something else than `network`, from which `gone` is hidden at the moment."""
     config = config_of(network)
     length = min(PROBE, positions(config.to_dict()) or PROBE)

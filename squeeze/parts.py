@@ -16,6 +16,11 @@ from squeeze.errors import TrainError
 ATTENTION = (("q_proj", "k_proj", "v_proj", "o_proj"), ("q", "k", "v", "o"))
 """Queries, keys, values and output, by what families call them. Only those whose config can tell heads × head size from the width are
 here: Llama's many descendants, and T5. BERT, DistilBERT, ELECTRA, GPT-2, OPT and ModernBERT tie the two."""
+TIED = (
+    ("self.query", "self.key", "self.value", "output.dense"), ("query", "key", "value", "dense"),
+    ("q_lin", "k_lin", "v_lin", "out_lin"),
+)  # fmt: skip
+"""The same in encoders whose config ties heads × head size to the width: BERT, RoBERTa and ELECTRA; ALBERT; DistilBERT."""
 FEED_FORWARD = (
     (("gate_proj", "up_proj"), "down_proj"), (("gate_up_proj",), "down_proj"), (("wi_0", "wi_1"), "wo"), (("wi",), "wo"),
     (("Wi",), "Wo"), (("fc1",), "fc2"), (("lin1",), "lin2"), (("c_fc",), "c_proj"), (("dense_h_to_4h",), "dense_4h_to_h"),
@@ -23,7 +28,7 @@ FEED_FORWARD = (
 )  # fmt: skip
 """What writes the neurons and what reads them. One writer of twice as many rows holds gate and value, one half after the other."""
 NEURONS = ("intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner")
-"""What config.json calls the number of neurons, by family."""
+"""What config.json calls the number of neurons, by family; halves of an encoder-decoder have a number each (`own_name`)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def own_layers(network: nn.Module) -> tuple[str, nn.ModuleList]:
     """As `blocks`, where each layer has weights of its own. Raises TrainError for layers that run the same ones (ALBERT)."""
     config = config_of(network)
     path, layers = blocks(network)
-    count = getattr(config, "num_hidden_layers", None)
+    count = getattr(config, own_name(config, path, "layers") or "num_hidden_layers", None)
     if count is None:
         raise TrainError(
             f"{config.model_type}: its config does not count its layers (num_hidden_layers). Give student.path instead."
@@ -79,6 +84,20 @@ def own_layers(network: nn.Module) -> tuple[str, nn.ModuleList]:
             "or name a smaller trained model as student.path."
         )
     return path, layers
+
+
+def shared_layer(network: nn.Module) -> tuple[nn.Module, int] | None:
+    """The one layer that runs again and again (ALBERT), and how often; None where each layer has weights of its own."""
+    config = config_of(network)
+    _, layers = blocks(network)
+    runs = getattr(config, "num_hidden_layers", None)
+    return (layers[0], runs) if len(layers) == 1 and isinstance(runs, int) and runs > 1 else None
+
+
+def own_name(config: Any, path: str, ending: str) -> str | None:
+    """What BART's config calls a number of the half that `path` is in, decoder_layers or encoder_ffn_dim say; None elsewhere."""
+    names = (f"{half}_{ending}" for half in ("decoder", "encoder") if half in path.split("."))
+    return next((name for name in names if name in config.to_dict()), None)
 
 
 def config_of(network: nn.Module) -> Any:
@@ -111,6 +130,29 @@ def attentions(network: nn.Module) -> tuple[Attention, ...]:
         found.append(Attention(q, k, v, o, heads, shared, size))
     if len({(site.heads, site.shared, site.size) for site in found}) > 1:
         raise TrainError(f"{config.model_type}: its layers have different numbers of heads. Give student.path instead.")
+    return tuple(found)
+
+
+def tied_attentions(network: nn.Module) -> tuple[Attention, ...]:
+    """Every layer's attention in an encoder whose config ties heads × head size to the width; () where it is none of those."""
+    config = getattr(network, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        return ()
+    try:
+        path, layers = blocks(network)
+    except TrainError:
+        return ()
+    found: list[Attention] = []
+    for number, layer in enumerate(layers):
+        sites = [site for names in TIED for site in _sites(layer, names)]
+        heads = getattr(config, "num_attention_heads", None)
+        if len(sites) != 1 or not isinstance(heads, int):
+            return ()
+        q, k, v, o = (f"{path}.{number}.{name}" for name in sites[0])
+        rows = width(network.get_submodule(o))
+        if any(outputs_of(network.get_submodule(name)) != rows for name in (q, k, v)) or rows % heads:
+            return ()
+        found.append(Attention(q, k, v, o, heads, heads, rows // heads))
     return tuple(found)
 
 
@@ -195,9 +237,27 @@ def only_layers(network: nn.Module, kept: Sequence[int]) -> Iterator[None]:
 
 
 @contextmanager
-def only_heads(network: nn.Module, kept: Sequence[Sequence[int]]) -> Iterator[None]:
+def only_runs(network: nn.Module, count: int) -> Iterator[None]:
+    """While it lasts, the layer that runs again and again gives back what it reads from run `count` on. For one call of the network."""
+    runs = 0
+
+    def passed(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        read = args[0] if args else kwargs["hidden_states"]
+        return out if runs <= count else read if isinstance(out, Tensor) else (read, *out[1:])
+
+    _, layers = blocks(network)
+    with _hooks([layers[0].register_forward_hook(passed, with_kwargs=True)]):
+        yield
+
+
+@contextmanager
+def only_heads(
+    network: nn.Module, kept: Sequence[Sequence[int]], sites: Sequence[Attention] | None = None
+) -> Iterator[None]:
     """While it lasts, the other heads of each layer say nothing."""
-    sites = attentions(network)
+    sites = attentions(network) if sites is None else sites
     columns = [slices(heads, site.size) for site, heads in zip(sites, kept, strict=True)]
     with _silenced([network.get_submodule(site.output) for site in sites], columns):
         yield

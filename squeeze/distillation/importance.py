@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from squeeze.errors import TrainError
 from squeeze.narrowing import cacheless
-from squeeze.parts import attentions, feed_forwards, own_layers
+from squeeze.parts import Attention, attentions, feed_forwards, own_layers
 
 Batches = Sequence[Mapping[str, Tensor]]
 """Inputs of the network, [texts, length] each; padding (attention_mask 0) does not count."""
@@ -43,9 +43,11 @@ def block_influence(network: nn.Module, batches: Batches) -> tuple[float, ...]:
     return tuple(value / tokens for value in sums)
 
 
-def head_importance(network: nn.Module, batches: Batches) -> tuple[Tensor, ...]:
+def head_importance(
+    network: nn.Module, batches: Batches, sites: Sequence[Attention] | None = None
+) -> tuple[Tensor, ...]:
     """Mean norm of what each head adds to the hidden states, E‖A_h V_h W_O,h‖₂ over tokens: float64 [heads] for each layer."""
-    sites = attentions(network)
+    sites = attentions(network) if sites is None else sites
     grams = []
     for site in sites:
         weight: Tensor = network.get_submodule(site.output).weight.detach().double()  # type: ignore[operator]

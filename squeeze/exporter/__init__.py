@@ -74,9 +74,11 @@ def export_onnx(
     """
     from squeeze.compress.layers import refuse_nonfinite
     from squeeze.exporter import attention, cache, genai, half, passes, placement, trace
+    from squeeze.silence import without_silent
 
     settings = settings or ExportSettings()
     refuse_nonfinite(model.network)
+    model, left_out = without_silent(model)
     if settings.graph == "genai" and not genai.knows(model):
         raise ExportError(
             f"onnxruntime-genai's builder does not know {genai.architecture(model)}. Use export.graph: dynamo or auto."
@@ -85,6 +87,7 @@ def export_onnx(
     scales = _cache_scales(model, settings, texts, by_builder)
     with genai.built(model, folder) if by_builder else trace.traced(model, settings.opset) as graph:
         notes = ["graph by onnxruntime-genai's model builder" if by_builder else "graph by torch's dynamo exporter"]
+        notes += left_out
         passes.clear_metadata(graph)
         if not by_builder:
             notes += attention.attention_on_rows(graph)

@@ -10,7 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from squeeze.errors import TrainError
-from squeeze.narrowing import best_heads, best_neurons, head_counts, keep_heads, keep_layers, keep_neurons
+from squeeze.narrowing import best_heads, best_neurons, head_counts, keep_heads, keep_layers, keep_neurons, keep_runs
 from squeeze.parts import attentions, blocks, feed_forwards, only_heads, only_layers, only_neurons
 
 VOCABULARY, WIDTH, LAYERS, NEURONS = 60, 32, 4, 48
@@ -315,6 +315,34 @@ def test_albert_has_one_layer_for_all() -> None:
     student = keep_neurons(albert, kept)
     reader = "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn_output"
     assert close(out(student), out(zeroed(albert, [reader], kept, 1)))
+
+
+def test_one_layer_runs_less_often() -> None:
+    config = hf.AlbertConfig(**{**SHARED, **COMMON, "embedding_size": 16})
+    albert = hf.AlbertForSequenceClassification(config).eval()
+    fewer = keep_runs(albert, 3)
+    assert (fewer.config.num_hidden_layers, albert.config.num_hidden_layers) == (3, LAYERS)
+    with torch.no_grad():
+        states = albert.albert.encoder.embedding_hidden_mapping_in(albert.albert.embeddings(input_ids=IDS))
+        for _ in range(3):
+            states = albert.albert.encoder.albert_layer_groups[0](states)
+        scores = albert.classifier(albert.albert.pooler_activation(albert.albert.pooler(states[:, 0])))
+    assert close(out(fewer), scores)
+    with pytest.raises(TrainError, match="5 layers are asked for, and the model runs its one layer 4 times"):
+        keep_runs(albert, 5)
+    with pytest.raises(TrainError, match="bert: its layers are not one layer that runs several times"):
+        keep_runs(tiny("bert"), 2)
+
+
+def test_the_half_that_is_there_is_counted() -> None:
+    """BART alone as a decoder: its config counts the layers and neurons of both halves, its cache reads the encoder's."""
+    halves = {f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in
+              {"layers": 3, "attention_heads": 4, "ffn_dim": NEURONS}.items()}  # fmt: skip
+    bart = hf.BartForCausalLM(hf.BartConfig(**{**SHARED, **halves, "d_model": WIDTH, "init_std": 0.2})).eval()
+    fewer = keep_neurons(keep_layers(bart, (0, 2)), [[1, 2, 3]] * 2)
+    assert (fewer.config.decoder_layers, fewer.config.num_hidden_layers, fewer.config.decoder_ffn_dim) == (2, 2, 3)
+    with torch.no_grad():
+        assert len(fewer(input_ids=IDS, use_cache=True).past_key_values.layers) == 2
 
 
 def test_modules_without_a_config() -> None:
