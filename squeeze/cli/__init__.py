@@ -15,6 +15,7 @@ from squeeze import __version__, console
 from squeeze.cli.bench import bench
 from squeeze.cli.distill import MORE as DISTILL_MORE
 from squeeze.cli.distill import distill
+from squeeze.cli.inspect import show_sensitivity
 from squeeze.cli.options import Json, Out, Quiet, Revision, Seed, Task, Weights, print_report
 from squeeze.errors import SqueezeError
 
@@ -271,11 +272,34 @@ def report(
 def inspect(
     model: Annotated[str, typer.Argument(help=MODEL)],
     layers: Annotated[bool, typer.Option(help="List every weight matrix.")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option(help="Prune each part alone and measure what the answers lose; needs --data.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="What is pruned alone: matrix, block, heads or neurons.")] = "matrix",
+    criterion: Annotated[str, typer.Option(help="How its weights are chosen: a name in `squeeze methods`.")] = "wanda",
+    sparsities: Annotated[str, typer.Option(help="Shares that are tried.")] = "0.3,0.5,0.7",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="More of data, such as --set data.splits.calibration=32.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write the table to as JSON.")] = None,
+    seed: Seed = 0,
     weights: Weights = None,
     task: Task = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show parameters, bytes and layers of a model; for an artifact, the chain from its source."""
+    if sensitivity:
+        show_sensitivity(
+            model, data, settings or (), by=by, criterion=criterion, sparsities=sparsities, out=out, seed=seed, weights=weights,
+            task=task, json=json, quiet=quiet,
+        )  # fmt: skip
+        return
+    if data is not None or out is not None:
+        raise SqueezeError("--data and --out are for --sensitivity. Add it, or drop them.")
     from squeeze.inspection import inspect_model
 
     found = inspect_model(model, task=task, weights=weights)

@@ -12,6 +12,7 @@ Rejected: an evolutionary search over whole networks. It pays hundreds of evalua
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from squeeze.errors import PruneError
@@ -47,7 +48,9 @@ def allocate(
         raise PruneError(f"sparsity is spread over matrices, and the scan is of {foreign[0]}. Scan by matrix or block.")
     units = {row.unit: row for row in rows}
     if not units:
-        raise PruneError("there is nothing to spread sparsity over: the scan has no rows. Scan at one sparsity or more.")
+        raise PruneError(
+            "there is nothing to spread sparsity over: the scan has no rows. Scan at one sparsity or more."
+        )
     low = 0.0 if within is None else max(0.0, sparsity - within)
     points = {unit: {r.sparsity: max(0.0, r.loss) for r in rows if r.unit == unit and r.sparsity > 0} for unit in units}
     top = {
@@ -72,13 +75,16 @@ def allocate(
     pieces.sort(key=lambda piece: piece[0])
     at = 0
     while room > 0 and at < len(pieces):
-        same = [p for p in pieces[at:] if p[0] <= pieces[at][0] * (1 + ALIKE) + 1e-300]
+        end = at + 1
+        while end < len(pieces) and pieces[end][0] <= pieces[at][0] * (1 + ALIKE):
+            end += 1
+        same = pieces[at:end]
         size = sum(piece[2] for piece in same)
         share = min(1.0, room / size)
         for _, unit, weights in same:
             zeros[unit] += share * weights
         room -= share * size
-        at += len(same)
+        at = end
     found = {unit: min(top[unit], zeros[unit] / row.weights) for unit, row in units.items()}
     return {name: found[unit] for unit, row in units.items() for name in row.names or (unit,)}
 
@@ -103,7 +109,7 @@ def _slopes(points: Mapping[float, float], low: float, top: float) -> list[tuple
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], point):
             hull.pop()
         hull.append(point)
-    return [(max(0.0, _slope(a, b)), b[0] - a[0]) for a, b in zip(hull, hull[1:], strict=False)]
+    return [(max(0.0, _slope(a, b)), b[0] - a[0]) for a, b in pairwise(hull)]
 
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
@@ -158,7 +164,9 @@ def outlier_allocation(
         raise PruneError(f"sparsity {sparsity:g} is not in [0, 1). It is the share of weights set to zero.")
     sizes = {layer: sum(members[layer].values()) for layer in shares}
     low, high = min(shares.values()), max(shares.values())
-    scaled = {layer: 2 * spread * (share - low) / (high - low) if high > low else 0.0 for layer, share in shares.items()}
+    scaled = {
+        layer: 2 * spread * (share - low) / (high - low) if high > low else 0.0 for layer, share in shares.items()
+    }
     middle = sum(scaled[layer] * size for layer, size in sizes.items()) / sum(sizes.values())
     moves = {layer: middle - value for layer, value in scaled.items()}
     up, down = max(moves.values()), -min(moves.values())

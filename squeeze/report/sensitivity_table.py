@@ -113,10 +113,14 @@ def read_table(path: Path) -> SensitivityTable:
     except OSError as error:
         raise ReportError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
-        raise ReportError(f"{path} is not whole JSON ({error}). Write it again: squeeze inspect --sensitivity.") from error
+        raise ReportError(
+            f"{path} is not whole JSON ({error}). Write it again: squeeze inspect --sensitivity."
+        ) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if not isinstance(version, int) or "rows" not in content:
-        raise ReportError(f"{path} is JSON but no table of sensitivities. Write one: squeeze inspect --sensitivity --out.")
+        raise ReportError(
+            f"{path} is JSON but no table of sensitivities. Write one: squeeze inspect --sensitivity --out."
+        )
     if version > TABLE_VERSION:
         raise ReportError(f"{path} has version {version}, newer than {TABLE_VERSION}. Upgrade: pip install -U squeeze.")
     try:
