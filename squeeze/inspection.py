@@ -85,7 +85,10 @@ def inspect_sensitivity(
 
     if by not in PRUNED_TOGETHER:
         raise PruneError(f"--by {by} is unknown. {nearest(by, PRUNED_TOGETHER)}")
-    given = {"criterion": criterion, "pattern": pattern, "keep": tuple(keep), "seed": seed}
+    share = (
+        None if ":" in pattern else max(sparsities, default=0.5)
+    )  # a stage must say how much; the scan tries them all
+    given = {"sparsity": share, "criterion": criterion, "pattern": pattern, "keep": tuple(keep), "seed": seed}
     stage = validated(PruneStage, given, "prune")
     settings = validated(DataSettings, data, "data")
     folder = Path(path)

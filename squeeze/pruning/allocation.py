@@ -130,17 +130,17 @@ def _read(points: Mapping[float, float], sparsity: float) -> float:
     s1, l1 = known[above]
     if above == 0:
         power = _power(known[0], known[1]) if len(known) > 1 else 2.0
-        return l1 * (sparsity / s1) ** min(max(power, 1.0), STEEPEST)
+        return float(l1 * (sparsity / s1) ** min(max(power, 1.0), STEEPEST))
     s0, l0 = known[above - 1]
     if l0 <= 0 or l1 <= 0:
         return l0 + (l1 - l0) * (sparsity - s0) / (s1 - s0)
-    return l0 * math.exp(_power(known[above - 1], known[above]) * math.log(sparsity / s0))
+    return math.exp(math.log(l0) + _power(known[above - 1], known[above]) * math.log(sparsity / s0))
 
 
 def _power(a: tuple[float, float], b: tuple[float, float]) -> float:
     if a[1] <= 0 or b[1] <= 0:
         return 1.0
-    return math.log(b[1] / a[1]) / math.log(b[0] / a[0])
+    return (math.log(b[1]) - math.log(a[1])) / math.log(b[0] / a[0])
 
 
 def outlier_share(scores: "Sequence[Tensor]", times: float = OUTLIER) -> float:

@@ -346,7 +346,7 @@ def _scan_parts(
     path, _ = parts.blocks(network)
     if by == "heads":
         scores = head_importance(network, tensors)
-        names = [(site.queries, site.output) for site in parts.attentions(network)]
+        names: list[tuple[str, ...]] = [(site.queries, site.output) for site in parts.attentions(network)]
         only: Any = parts.only_heads
     else:
         scores = neuron_importance(network, tensors)

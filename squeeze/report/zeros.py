@@ -34,7 +34,7 @@ PACKED = 0.8
 ZERO_COLUMNS = (
     "artifact", "zeros", "asked", "reached", "of all weights", "parameters", "not zero", "weights", "zstd", "speed",
 )  # fmt: skip
-REMOVE = "remove neurons, heads or whole layers instead of single weights (squeeze prune --remove-neurons, --remove-heads, --remove-layers)"
+REMOVE = "remove neurons, heads or whole layers instead of single weights (squeeze prune --remove-neurons 0.5, say)"
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,10 @@ def _row(
     measured = [m for m in report.measurements if m.artifact_digest == digest]
     theirs = [] if before is None else [m for m in report.measurements if m.artifact_digest == before.digest]
     gone = 0.0 if before is None or not before.parameters else 1 - manifest.parameters / before.parameters
-    asked = None if stage is None or remove else stage.settings.get("sparsity")
+    asked = None if stage is None or remove else _asked(stage)
     return ZeroRow(
         artifact=manifest.name, before="" if before is None else before.name, pattern=remove or _pattern(chain, stage),
-        removes=bool(remove), asked=float(asked) if isinstance(asked, int | float) else None,
+        removes=bool(remove), asked=asked,
         reached=zero / numel if numel and not remove else None,
         of_all=1 - manifest.nonzero_parameters / manifest.parameters if manifest.parameters else 0.0,
         parameters=manifest.parameters, nonzero=manifest.nonzero_parameters, removed=max(0.0, gone),
@@ -278,6 +278,14 @@ def _how_many(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"but {', '.join(map(str, value))}"
     return percent(value, 0) if value < 1 else f"down to {value}"
+
+
+def _asked(stage: StageRecord) -> float | None:
+    """Share of zeros that the stage was asked for; N:M says it by itself."""
+    sparsity, pattern = stage.settings.get("sparsity"), re.fullmatch(r"(\d+):(\d+)", str(stage.settings.get("pattern")))
+    if pattern is not None:
+        return int(pattern[1]) / int(pattern[2])
+    return float(sparsity) if isinstance(sparsity, int | float) else None
 
 
 def _pattern(chain: Sequence[Manifest], stage: StageRecord | None) -> str:

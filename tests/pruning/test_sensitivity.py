@@ -19,7 +19,7 @@ from squeeze.playback import divergence
 from squeeze.pruning import sensitivity
 from squeeze.pruning.allocation import allocate
 from squeeze.pruning.sensitivity import default_sparsities, outliers, prunable, scan, sensitivity_table, statistics
-from squeeze.pruning.settings import PruneStage
+from squeeze.pruning.settings import PruneStage, RemoveSettings
 
 RNG = np.random.default_rng(0)
 SPARSITIES = (0.3, 0.6)
@@ -87,7 +87,7 @@ def logits(model: Model, batch: dict[str, np.ndarray]) -> Tensor:
 
 
 def test_a_classifier_s_matrix_costs_what_the_network_pruned_so_says(request: pytest.FixtureRequest) -> None:
-    model, stage = opened("tiny_bert_folder", request), PruneStage(criterion="magnitude")
+    model, stage = opened("tiny_bert_folder", request), PruneStage(sparsity=0.5, criterion="magnitude")
     rows = scan(model, TEXTS[model.task], stage, SPARSITIES)
     assert {row.sparsity for row in rows} == set(SPARSITIES)
     (row,) = (r for r in rows if r.unit == "bert.encoder.layer.1.output.dense.weight" and r.sparsity == 0.6)
@@ -108,7 +108,7 @@ def test_every_matrix_of_the_layers_is_scanned_and_the_network_stays_as_it_was(
     model = opened(folder, request)
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     told: list[tuple[int, int]] = []
-    rows = scan(model, TEXTS[model.task], PruneStage(), SPARSITIES, lambda i, n: told.append((i, n)))
+    rows = scan(model, TEXTS[model.task], PruneStage(sparsity=0.5), SPARSITIES, lambda i, n: told.append((i, n)))
     names = {row.unit for row in rows}
     assert len(names) == {"tiny_llama_folder": 14, "tiny_gpt2_folder": 8, "tiny_bert_folder": 12}[folder]
     assert len(rows) == 2 * len(names)
@@ -123,13 +123,13 @@ def test_every_matrix_of_the_layers_is_scanned_and_the_network_stays_as_it_was(
 def test_a_block_is_all_its_matrices_at_once(request: pytest.FixtureRequest) -> None:
     model = opened("tiny_llama_folder", request)
     keep = ("*.mlp.down_proj",)
-    rows = scan(model, TEXTS[model.task], PruneStage(keep=keep), (0.5,), by="block")
+    rows = scan(model, TEXTS[model.task], PruneStage(sparsity=0.5, keep=keep), (0.5,), by="block")
     assert [(row.unit, row.layer, row.kind, row.part) for row in rows] == [
         ("model.layers.0", 0, "block", ""),
         ("model.layers.1", 1, "block", ""),
     ]
     assert all(len(row.names) == 6 and not any("down_proj" in name for name in row.names) for row in rows)
-    alone = scan(model, TEXTS[model.task], PruneStage(keep=keep), (0.5,))
+    alone = scan(model, TEXTS[model.task], PruneStage(sparsity=0.5, keep=keep), (0.5,))
     for row in rows:
         assert row.weights == sum(one.weights for one in alone if one.layer == row.layer)
         assert row.loss > max(one.loss for one in alone if one.layer == row.layer)
@@ -138,7 +138,7 @@ def test_a_block_is_all_its_matrices_at_once(request: pytest.FixtureRequest) -> 
 @pytest.mark.parametrize("by", ["heads", "neurons"])
 def test_hidden_parts_cost_what_the_network_without_them_says(by: Any, request: pytest.FixtureRequest) -> None:
     model = opened("tiny_llama_folder", request)
-    rows = scan(model, TEXTS[model.task], PruneStage(), (0.2, 0.25, 0.5), by=by)
+    rows = scan(model, TEXTS[model.task], PruneStage(sparsity=0.5), (0.2, 0.25, 0.5), by=by)
     wanted = {"heads": {0.2, 0.5}, "neurons": {0.2, 0.25, 0.5}}[by]  # of four heads, 0.25 hides the one that 0.2 hides
     assert {(row.unit, row.sparsity) for row in rows} == {(f"model.layers.{n}", s) for n in (0, 1) for s in wanted}
     assert all(row.kind == by == row.part and row.names == () and row.loss > 0 for row in rows)
@@ -156,7 +156,7 @@ def test_hidden_parts_cost_what_the_network_without_them_says(by: Any, request: 
 def test_statistics_are_those_of_what_each_matrix_reads_without_padding(request: pytest.FixtureRequest) -> None:
     model = opened("tiny_bert_folder", request)
     matrices = prunable(model.network)
-    seen = statistics(model, TEXTS[model.task], matrices, PruneStage(criterion="sparsegpt"))
+    seen = statistics(model, TEXTS[model.task], matrices, PruneStage(sparsity=0.5, criterion="sparsegpt"))
     for name in ("bert.encoder.layer.0.attention.self.value", "bert.encoder.layer.1.output.dense"):
         read: list[Tensor] = []
         hook = model.network.get_submodule(name).register_forward_pre_hook(
@@ -178,13 +178,13 @@ def test_gradients_that_are_needed_are_given_as_outputs_and_inputs(request: pyte
     model = opened("tiny_gpt2_folder", request)
     matrices = prunable(model.network)
     gradients = {m.name: torch.randn(m.rows.shape) for m in matrices}
-    seen = statistics(model, TEXTS[model.task], matrices, PruneStage(criterion="taylor"), gradients)
+    seen = statistics(model, TEXTS[model.task], matrices, PruneStage(sparsity=0.5, criterion="taylor"), gradients)
     first = matrices[0]
     assert first.weight.shape == (64, 192)
     assert first.rows.shape == (192, 64) == seen[first.name].gradient.shape
     assert seen[first.name].gradient is gradients[first.name]
     with pytest.raises(PruneError, match="taylor needs gradients, and a scan only runs the network forwards"):
-        statistics(model, TEXTS[model.task], matrices, PruneStage(criterion="taylor"))
+        statistics(model, TEXTS[model.task], matrices, PruneStage(sparsity=0.5, criterion="taylor"))
 
 
 def test_a_table_says_how_it_was_measured_and_two_runs_give_one(request: pytest.FixtureRequest) -> None:
@@ -197,7 +197,8 @@ def test_a_table_says_how_it_was_measured_and_two_runs_give_one(request: pytest.
 
 
 def test_sparsities_are_chosen_around_the_target_and_for_the_pattern() -> None:
-    assert default_sparsities(PruneStage()) == (0.3, 0.5, 0.7)
+    assert default_sparsities(PruneStage(sparsity=0.5)) == (0.3, 0.5, 0.7)
+    assert default_sparsities(PruneStage(remove=RemoveSettings(neurons=0.5))) == (0.3, 0.5, 0.7)
     assert default_sparsities(PruneStage(sparsity=0.9)) == (0.7, 0.9, 0.95)
     assert default_sparsities(PruneStage(pattern="3:4")) == (0.75,)
 
@@ -211,7 +212,7 @@ def test_owl_spreads_the_sparsity_over_layers(request: pytest.FixtureRequest) ->
     assert found["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.58)
     assert found["model.layers.1.self_attn.q_proj.weight"] == pytest.approx(0.42)
     with pytest.raises(PruneError, match="allocation: owl spreads a sparsity, and none is given"):
-        outliers(model, TEXTS[model.task], PruneStage(allocation="owl"))
+        outliers(model, TEXTS[model.task], PruneStage(remove=RemoveSettings(neurons=0.5)))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_what_cannot_be_scanned_says_how_to_mend_it(
 ) -> None:
     model = opened("tiny_bert_folder", request)
     with pytest.raises(PruneError, match=message):
-        scan(model, TEXTS[model.task], PruneStage(**changes), sparsities)
+        scan(model, TEXTS[model.task], PruneStage(sparsity=0.5, **changes), sparsities)
 
 
 def test_no_texts_and_integers_are_refused(tiny_bert_folder: Path) -> None:
@@ -240,10 +241,10 @@ def test_no_texts_and_integers_are_refused(tiny_bert_folder: Path) -> None:
 
     model = load_model(tiny_bert_folder)
     with pytest.raises(PruneError, match="measured on calibration texts, and there are none"):
-        scan(model, (), PruneStage(), (0.5,))
+        scan(model, (), PruneStage(sparsity=0.5), (0.5,))
     QuantizeStage().apply(model)
     with pytest.raises(PruneError, match="is quantized. Scan the float artifact"):
-        scan(model, TEXTS[model.task], PruneStage(), (0.5,))
+        scan(model, TEXTS[model.task], PruneStage(sparsity=0.5), (0.5,))
 
 
 def test_a_network_without_layers_is_scanned_but_for_what_answers() -> None:
@@ -259,7 +260,7 @@ def test_a_network_without_layers_is_scanned_but_for_what_answers() -> None:
 
     torch.manual_seed(0)
     model = Model(Flat().eval().requires_grad_(False), None, "causal-lm", "own", {}, factory="tests:own")
-    rows = scan(model, TEXTS["causal-lm"], PruneStage(), (0.5,), by="block")
+    rows = scan(model, TEXTS["causal-lm"], PruneStage(sparsity=0.5), (0.5,), by="block")
     assert [(row.unit, row.layer) for row in rows] == [("inner.weight", None)]
     with pytest.raises(PruneError, match="has no layers to spread sparsity over"):
         outliers(model, TEXTS["causal-lm"], PruneStage(sparsity=0.5))
