@@ -68,7 +68,7 @@ def inspect_model(path: str, *, task: str | None = None, weights: str | None = N
 
 def inspect_sensitivity(
     path: str, data: dict[str, Any], *, criterion: str = "wanda", pattern: str = "unstructured", sparsities: Sequence[float] = (),
-    by: str = "matrix", keep: Sequence[str] = (), task: str | None = None, weights: str | None = None, seed: int = 0,
+    by: str = "block", keep: Sequence[str] = (), task: str | None = None, weights: str | None = None, seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> SensitivityTable:  # fmt: skip
     """What pruning each part of a model alone costs its answers; `data` as in a recipe, of which the calibration split is read.

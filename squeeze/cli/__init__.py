@@ -278,7 +278,7 @@ def inspect(
     data: Annotated[
         str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
     ] = None,
-    by: Annotated[str, typer.Option(help="What is pruned alone: matrix, block, heads or neurons.")] = "matrix",
+    by: Annotated[str, typer.Option(help="What is pruned alone: block, matrix, heads or neurons.")] = "block",
     criterion: Annotated[str, typer.Option(help="How its weights are chosen: a name in `squeeze methods`.")] = "wanda",
     sparsities: Annotated[str, typer.Option(help="Shares that are tried.")] = "0.3,0.5,0.7",
     settings: Annotated[
