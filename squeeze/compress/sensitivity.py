@@ -21,12 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from squeeze.layerwise import repeated_blocks
 from squeeze.compress.mixed import MEGABYTE, Candidate, MixedSettings, for_budget, for_size, predicted, ranked
 from squeeze.compress.plan import Plan
 from squeeze.errors import QuantizeError
 from squeeze.evaluate import embed, probes
 from squeeze.integers import Grid, IntegerWeight
+from squeeze.layerwise import repeated_blocks
 from squeeze.model import Model, aliases, answer
 from squeeze.recurrent import kernel_groups
 from squeeze.report.schema import LayerRow
