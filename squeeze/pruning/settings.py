@@ -102,8 +102,8 @@ class PruneStage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["prune"] = "prune"
-    sparsity: Share | None = Field(
-        default=None, description="share of the weights of all pruned matrices that become zero"
+    sparsity: float | None = Field(
+        default=None, ge=0, lt=1, description="share of the weights of all pruned matrices that become zero"
     )
     criterion: CriterionName = Field(default="wanda", description="what a weight is worth: a name in `squeeze methods`")
     pattern: str = Field(

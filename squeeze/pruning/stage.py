@@ -58,8 +58,6 @@ def prune(
 def _removed(
     model: "Model", remove: RemoveSettings, batches: Batches, done: Done | None
 ) -> tuple[tuple[str, ...], tuple[LayerRow, ...]]:
-    from squeeze.pruning.structures import remove_parts
-
     if model.integers or model.half is not None:
         raise PruneError(
             f"{model.source} is quantized: its parts cannot be taken out. Prune the float model (0-source in its folder), then quantize."
@@ -73,6 +71,8 @@ def _removed(
             "remove ranks parts on calibration texts, and there are none. Set data.splits.calibration, to 24 texts or blocks say; or "
             "--data. Without texts: remove.criterion: random, or layers by their numbers."
         )
+    from squeeze.pruning.structures import remove_parts
+
     labels = [batch["labels"] for batch in batches if "labels" in batch]
     return remove_parts(model, remove, batches, labels or None, done)
 
