@@ -127,7 +127,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _stage(record: StageRecord) -> str:
     """Its kind, with those of its settings that say something."""
-    return stage_label(record) if record.kind == "distill" else f"{record.kind} {_settings(record.settings)}"
+    return stage_label(record) if record.kind in ("distill", "prune") else f"{record.kind} {_settings(record.settings)}"
 
 
 def _pretty(content: Any) -> Markup:
