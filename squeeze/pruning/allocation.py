@@ -13,13 +13,15 @@ Rejected: an evolutionary search over whole networks. It pays hundreds of evalua
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from squeeze.errors import PruneError
+from squeeze.model import Model
+from squeeze.playback import Batches, Done
+from squeeze.pruning.settings import PruneStage
+from squeeze.pruning.statistics import layers_of, places, readings
 from squeeze.report.sensitivity_table import Scanned
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LIMIT = 0.95
 """No matrix is emptied further, whatever it seems to be worth."""
@@ -143,14 +145,37 @@ def _power(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (math.log(b[1]) - math.log(a[1])) / math.log(b[0] / a[0])
 
 
-def outlier_share(scores: "Sequence[Tensor]", times: float = OUTLIER) -> float:
+def outlier_allocation(model: Model, batches: Batches, stage: PruneStage, done: Done | None = None) -> dict[str, float]:
+    """OWL's sparsities for the stage: parameter name -> sparsity, lower for layers with more outliers among Wanda's scores |w| · ‖x‖.
+
+    Raises PruneError for a stage without a sparsity, and a network without repeated blocks.
+    """
+    if stage.sparsity is None:
+        raise PruneError("allocation: owl spreads a sparsity, and none is given. Set sparsity, to 0.5 say.")
+    found = places(model.network, stage.keep)
+    if found[0].layer is None:
+        raise PruneError(
+            f"{type(model.network).__name__} has no layers to spread sparsity over. Use allocation: uniform."
+        )
+    read = readings(model, batches, found, with_gram=False)
+    layers = layers_of(model.network, found)
+    shares = {}
+    for number, (layer, members) in enumerate(layers.items(), start=1):
+        shares[layer] = outlier_share([place.matrix.rows().abs() * read.of(place).norms for place in members])
+        if done is not None:
+            done(number, len(layers))
+    sizes = {layer: {place.name: place.weights for place in members} for layer, members in layers.items()}
+    return spread_by_outliers(shares, sizes, stage.sparsity)
+
+
+def outlier_share(scores: Sequence[Tensor], times: float = OUTLIER) -> float:
     """Share of a layer's scores, all its matrices together, above `times` their mean: D in OWL's section 3.2."""
     number = sum(each.numel() for each in scores)
     mean = sum(float(each.double().sum()) for each in scores) / number
     return sum(int((each > times * mean).sum()) for each in scores) / number
 
 
-def outlier_allocation(
+def spread_by_outliers(
     shares: Mapping[str, float], members: Mapping[str, Mapping[str, int]], sparsity: float, *, spread: float = SPREAD,
     limit: float = LIMIT,
 ) -> dict[str, float]:  # fmt: skip

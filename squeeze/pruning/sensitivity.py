@@ -15,29 +15,24 @@ harmless because everything is broken by then. Rejected too: a criterion's weigh
 its update of the remaining weights would cost a Cholesky factorization for each figure, and does not change which matrix matters more.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from squeeze import parts
 from squeeze.distillation.importance import head_importance, neuron_importance
-from squeeze.errors import PruneError, QuantizeError
-from squeeze.layerwise import Gram, repeated_blocks, width
+from squeeze.errors import PruneError
 from squeeze.model import Model
-from squeeze.narrowing import cacheless
 from squeeze.playback import Batches, Done, Meter, measured_in_order
-from squeeze.pruning.allocation import outlier_allocation, outlier_share
+from squeeze.pruning.criteria import CRITERIA, Seen
+from squeeze.pruning.patterns import keep_mask
 from squeeze.pruning.settings import PruneStage
+from squeeze.pruning.statistics import Place, hidden_weights, layers_of, places, statistics
 from squeeze.report.sensitivity_table import Kind, Scanned, SensitivityTable
-
-if TYPE_CHECKING:
-    from squeeze.pruning.criteria import Seen
 
 TEXTS = {"causal-lm": 4, "text-classification": 32, "feature-extraction": 32}
 """Calibration texts that answers are compared on."""
@@ -45,30 +40,6 @@ LENGTH, TOKENS = 128, 256
 """A decoder's texts are cut to so many tokens; its distributions are compared at so many, all texts together."""
 AROUND = 0.2
 """An allocation's scan tries the target, and so much less and more."""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One matrix that can be pruned."""
-
-    name: str
-    """Of its parameter."""
-    module: nn.Module
-    layer: int | None
-    """Number of its block; None outside."""
-    part: str
-    """Its name in the block, or the whole one."""
-
-    @property
-    def weight(self) -> Tensor:
-        """The parameter, as it is stored."""
-        found: Tensor = self.module.weight  # type: ignore[assignment]
-        return found
-
-    @property
-    def rows(self) -> Tensor:
-        """The weights as [out, in], whichever way they are stored: a view."""
-        return self.weight if isinstance(self.module, nn.Linear) else self.weight.T
 
 
 def default_sparsities(stage: PruneStage) -> tuple[float, ...]:
@@ -83,11 +54,11 @@ def default_sparsities(stage: PruneStage) -> tuple[float, ...]:
 
 def sensitivity_table(
     model: Model, batches: Batches, stage: PruneStage, sparsities: Sequence[float] = (), done: Done | None = None, *,
-    by: Kind = "matrix", texts: int | None = None, gradients: Mapping[str, Tensor] | None = None,
+    by: Kind = "matrix", texts: int | None = None,
 ) -> SensitivityTable:  # fmt: skip
     """`scan`, with what a reader of its figures must know."""
     meter = _meter(model, batches, texts)
-    rows = _scan(model, batches, stage, sparsities or default_sparsities(stage), done, by, meter, gradients)
+    rows = _scan(model, batches, stage, sparsities or default_sparsities(stage), done, by, meter)
     is_mask = by in ("matrix", "block")
     return SensitivityTable(
         source=model.source, task=model.task, criterion=stage.criterion if is_mask else "what they add to the hidden states",
@@ -97,14 +68,14 @@ def sensitivity_table(
 
 def scan(
     model: Model, batches: Batches, stage: PruneStage, sparsities: Sequence[float], done: Done | None = None, *,
-    by: Kind = "matrix", texts: int | None = None, gradients: Mapping[str, Tensor] | None = None,
+    by: Kind = "matrix", texts: int | None = None,
 ) -> tuple[Scanned, ...]:  # fmt: skip
     """Each part of the network pruned alone to each sparsity, and what the answers lose; the network is the same afterwards.
 
-    `gradients`: parameter name -> gradient [out, in], for criteria that need them. `done(i, n)` is called after block i
-    of n. Raises PruneError where there are no texts, nothing to prune, a sparsity outside (0, 1), or gradients wanted and not given.
+    `done(i, n)` is called after block i of n. Raises PruneError where there are no texts, nothing to prune, a sparsity outside (0, 1), or a
+    criterion that needs more than statistics of the dense network.
     """
-    return _scan(model, batches, stage, sparsities, done, by, _meter(model, batches, texts), gradients)
+    return _scan(model, batches, stage, sparsities, done, by, _meter(model, batches, texts))
 
 
 def _meter(model: Model, batches: Batches, texts: int | None) -> Meter:
@@ -118,8 +89,7 @@ def _meter(model: Model, batches: Batches, texts: int | None) -> Meter:
 
 
 def _scan(
-    model: Model, batches: Batches, stage: PruneStage, sparsities: Sequence[float], done: Done | None, by: Kind, meter: Meter,
-    gradients: Mapping[str, Tensor] | None,
+    model: Model, batches: Batches, stage: PruneStage, sparsities: Sequence[float], done: Done | None, by: Kind, meter: Meter
 ) -> tuple[Scanned, ...]:  # fmt: skip
     wrong = [s for s in sparsities if not 0 < s < 1]
     if wrong or not sparsities:
@@ -128,74 +98,29 @@ def _scan(
     shares = sorted(set(sparsities))
     if by in ("heads", "neurons"):
         return _scan_parts(model, batches, shares, done, by, meter)
-    matrices = prunable(model.network, stage.keep)
-    units = _units(model.network, matrices, by)
-    chooser = _Chooser(stage, statistics(model, batches, matrices, stage, gradients))
+    found = places(model.network, stage.keep)
+    units = layers_of(model.network, found) if by == "block" else {place.name: [place] for place in found}
+    chooser = _Chooser(stage, statistics(model, batches, found, stage))
 
     def measure(unit: str) -> list[float]:
         losses = []
-        scores = {matrix.name: chooser.score(matrix) for matrix in units[unit]}
+        scores = {place: chooser.score(place) for place in units[unit]}
         for share in shares:
-            with hidden_weights({m: chooser.keep(scores[m.name], share) for m in units[unit]}):
+            with hidden_weights({place: chooser.keep(each, share) for place, each in scores.items()}):
                 losses.append(meter.distance())
         return losses
 
-    found = measured_in_order(meter.playback, {u: [m.module for m in ms] for u, ms in units.items()}, measure, done)
+    modules = {unit: [place.module for place in members] for unit, members in units.items()}
+    losses = measured_in_order(meter.playback, modules, measure, done)
     return tuple(
         Scanned(
-            unit=unit, kind=by, layer=members[0].layer, part="" if by == "block" else members[0].part,
-            names=tuple(m.name for m in members), weights=sum(m.weight.numel() for m in members), sparsity=share, loss=loss,
+            unit=unit, kind=by if members[0].layer is not None else "matrix", layer=members[0].layer,
+            part="" if by == "block" else members[0].part, names=tuple(place.name for place in members),
+            weights=sum(place.weights for place in members), sparsity=share, loss=loss,
         )
-        for unit, members in units.items() for share, loss in zip(shares, found.get(unit, [0.0] * len(shares)), strict=True)
+        for unit, members in units.items()
+        for share, loss in zip(shares, losses.get(unit, [0.0] * len(shares)), strict=True)  # 0 where no text reaches it
     )  # fmt: skip
-
-
-def prunable(network: nn.Module, keep: Sequence[str] = ()) -> list[Matrix]:
-    """The linear layers of the repeated blocks, in order; of a network without blocks, all but those that give the answer.
-
-    `keep`: names, with * and ?, of those that stay dense. Raises PruneError where a name matches nothing, and where nothing is left.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    try:
-        path, blocks = repeated_blocks(network)
-        roots: list[tuple[str, int | None, nn.Module]] = [(f"{path}.{n}", n, block) for n, block in enumerate(blocks)]
-    except QuantizeError:
-        roots = [("", None, network)]
-    found: dict[int, Matrix] = {}
-    for root, number, module in roots:
-        for name, part in module.named_modules():
-            full = ".".join(filter(None, (root, name)))
-            if isinstance(part, nn.Linear | Conv1D) and not (number is None and _answers(network, part)):
-                found.setdefault(id(part.weight), Matrix(f"{full}.weight", part, number, name or full))
-    unused = [pattern for pattern in keep if not any(_matches(m, pattern) for m in found.values())]
-    if unused:
-        known = ", ".join(m.name for m in list(found.values())[:3])
-        raise PruneError(f"keep: {unused[0]!r} matches no matrix that could be pruned. There are {known} and so on.")
-    left = [m for m in found.values() if not any(_matches(m, pattern) for pattern in keep)]
-    if not left:
-        raise PruneError(f"{type(network).__name__} has no linear layer that could be pruned, or keep names them all.")
-    return left
-
-
-def _answers(network: nn.Module, module: nn.Module) -> bool:
-    get = getattr(network, "get_output_embeddings", None)
-    head = get() if callable(get) else getattr(network, "lm_head", None)
-    return module is head or module is getattr(network, "classifier", None)
-
-
-def _matches(matrix: Matrix, pattern: str) -> bool:
-    return fnmatch(matrix.name, pattern) or fnmatch(matrix.name.removesuffix(".weight"), pattern)
-
-
-def _units(network: nn.Module, matrices: Sequence[Matrix], by: Kind) -> dict[str, list[Matrix]]:
-    if by == "matrix" or matrices[0].layer is None:
-        return {matrix.name: [matrix] for matrix in matrices}
-    path, _ = repeated_blocks(network)
-    units: dict[str, list[Matrix]] = {}
-    for matrix in matrices:
-        units.setdefault(f"{path}.{matrix.layer}", []).append(matrix)
-    return units
 
 
 # Which weights
@@ -206,132 +131,17 @@ class _Chooser:
     """A stage's way from weights, and what is known of them, to a mask."""
 
     stage: PruneStage
-    seen: "Mapping[str, Seen]"
+    seen: Mapping[str, Seen]
 
-    def score(self, matrix: Matrix) -> Tensor:
+    def score(self, place: Place) -> Tensor:
         """What each weight is worth, [out, in]."""
-        from squeeze.pruning.criteria import CRITERIA
-
-        with torch.no_grad():
-            return CRITERIA[self.stage.criterion].score(matrix.rows, self.seen[matrix.name])
+        return CRITERIA[self.stage.criterion].score(place.matrix.rows(), self.seen[place.name])
 
     def keep(self, scores: Tensor, sparsity: float) -> Tensor:
         """Which weights stay, [out, in]."""
-        from squeeze.pruning.criteria import CRITERIA
-        from squeeze.pruning.patterns import keep_mask
-
         scope = self.stage.scope or CRITERIA[self.stage.criterion].scope
         # Of one matrix alone, all that are ranked together globally are its own.
         return keep_mask(scores, sparsity, self.stage.pattern, "layer" if scope == "global" else scope)
-
-
-@contextmanager
-def hidden_weights(masks: Mapping[Matrix, Tensor]) -> Iterator[None]:
-    """While it lasts the weights whose mask is False are zero; as they were, afterwards."""
-    before = {matrix: matrix.weight.detach().clone() for matrix in masks}
-    try:
-        with torch.no_grad():
-            for matrix, mask in masks.items():
-                matrix.rows.mul_(mask.to(matrix.rows))
-        yield
-    finally:
-        with torch.no_grad():
-            for matrix, weight in before.items():
-                matrix.weight.copy_(weight)
-
-
-@dataclass
-class _Reading:
-    """What one matrix has read: squares summed for each input, or the Gram matrix."""
-
-    squares: Tensor
-    gram: Gram | None
-    tokens: int = 0
-
-
-@dataclass
-class _Pass:
-    """The batch that is going through the network, and who reads what."""
-
-    valid: Tensor | None = None
-    last: Tensor | None = None
-    source: str = ""
-    same: dict[str, str] = field(default_factory=dict)
-    """Matrix -> the one just before it that reads the same tensor, and whose statistics are its own."""
-
-
-def statistics(
-    model: Model, batches: Batches, matrices: Sequence[Matrix], stage: PruneStage, gradients: Mapping[str, Tensor] | None = None
-) -> "dict[str, Seen]":  # fmt: skip
-    """What the stage's criterion needs to know of each matrix of the dense network, from one pass over the calibration texts.
-
-    Gram matrices are kept once for matrices that read one tensor: 0.4 GB for SmolLM2-135M. Raises PruneError for gradients that
-    are not given, and for matrices that no text reaches.
-    """
-    from squeeze.pruning.criteria import CRITERIA, Seen
-
-    needs = CRITERIA[stage.criterion].needs
-    if gradients is None and any("gradient" in need for need in needs):
-        raise PruneError(
-            f"{stage.criterion} needs gradients, and a scan only runs the network forwards. Scan with wanda, or with magnitude."
-        )
-    readings, same = (
-        _read(model, batches, matrices, with_gram="gram" in needs) if needs & {"norms", "gram"} else ({}, {})
-    )
-    found = {}
-    for number, matrix in enumerate(matrices):
-        reading = readings.get(same.get(matrix.name, matrix.name))
-        found[matrix.name] = Seen(
-            norms=None if reading is None else (reading.squares / reading.tokens).sqrt(),
-            gram=None if reading is None or reading.gram is None else reading.gram.matrix,
-            gradient=None if gradients is None else gradients[matrix.name],
-            generator=torch.Generator().manual_seed(stage.seed + number),
-        )  # fmt: skip
-    return found
-
-
-def _read(
-    model: Model, batches: Batches, matrices: Sequence[Matrix], *, with_gram: bool
-) -> tuple[dict[str, _Reading], dict[str, str]]:  # fmt: skip
-    readings: dict[str, _Reading] = {}
-    now = _Pass()
-
-    def watch(matrix: Matrix) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            if x is now.last and (matrix.name in now.same or matrix.name not in readings):
-                now.same[matrix.name] = now.source
-                return
-            now.last, now.source = x, matrix.name
-            rows = x if now.valid is None or x.shape[:-1] != now.valid.shape else x[now.valid]
-            rows = rows.reshape(-1, x.shape[-1]).float()
-            columns = width(matrix.module)
-            reading = readings.setdefault(
-                matrix.name, _Reading(torch.zeros(columns), Gram(torch.zeros(columns, columns)) if with_gram else None)
-            )
-            reading.squares += rows.square().sum(0)
-            reading.tokens += len(rows)
-            if reading.gram is not None:
-                reading.gram.add(rows)
-
-        return hook
-
-    trunk: Any = getattr(model.network, "base_model", model.network)
-    with ExitStack() as hooks, torch.no_grad():
-        for matrix in matrices:
-            hooks.callback(matrix.module.register_forward_pre_hook(watch(matrix)).remove)
-        for batch in batches:
-            inputs = {name: torch.from_numpy(batch[name]) for name in model.text_inputs if name in batch}
-            mask = inputs.get("attention_mask")
-            now.valid, now.last = None if mask is None or bool(mask.all()) else mask.bool(), None
-            trunk(**inputs, **cacheless(trunk))
-    dead = [m.name for m in matrices if not (r := readings.get(now.same.get(m.name, m.name))) or not r.tokens]
-    if dead:
-        raise PruneError(f"{dead[0]} was not reached by the calibration texts. Keep it dense: keep: [{dead[0]!r}].")
-    broken = [name for name, reading in readings.items() if not bool(reading.squares.isfinite().all())]
-    if broken:
-        raise PruneError(f"the inputs of {broken[0]} are not finite on the calibration texts. Repair the checkpoint.")
-    return readings, now.same
 
 
 # Heads and neurons
@@ -386,30 +196,3 @@ def _fewest(number: int, shares: Sequence[float]) -> dict[float, int]:
 def _weight(network: nn.Module, name: str) -> Tensor:
     found: Tensor = network.get_submodule(name).weight  # type: ignore[assignment]
     return found
-
-
-# Outliers
-
-
-def outliers(model: Model, batches: Batches, stage: PruneStage) -> dict[str, float]:
-    """OWL's sparsities for the stage (arXiv:2310.05175): each layer's share of outliers among Wanda's scores |w| · ‖x‖ decides.
-
-    Raises PruneError for a stage without a sparsity, and a network without repeated blocks.
-    """
-    if stage.sparsity is None:
-        raise PruneError("allocation: owl spreads a sparsity, and none is given. Set sparsity, to 0.5 say.")
-    matrices = prunable(model.network, stage.keep)
-    if matrices[0].layer is None:
-        raise PruneError(
-            f"{type(model.network).__name__} has no layers to spread sparsity over. Use allocation: uniform."
-        )
-    layers: dict[str, list[Matrix]] = _units(model.network, matrices, "block")
-    readings, same = _read(model, batches, matrices, with_gram=False)
-
-    def score(matrix: Matrix) -> Tensor:
-        reading = readings[same.get(matrix.name, matrix.name)]
-        return matrix.rows.detach().abs() * (reading.squares / reading.tokens).sqrt()
-
-    shares = {layer: outlier_share([score(matrix) for matrix in members]) for layer, members in layers.items()}
-    sizes = {layer: {m.name: m.weight.numel() for m in members} for layer, members in layers.items()}
-    return outlier_allocation(shares, sizes, stage.sparsity)

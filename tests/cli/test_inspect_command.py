@@ -49,7 +49,6 @@ def say(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_the_table_is_printed_written_and_what_an_allocation_reads(
     by: str, units: int, say: Say, place: Path, tiny_bert_folder: Path
 ) -> None:
-    pytest.importorskip("squeeze.pruning.criteria")
     words = ("--sensitivity", *TEXTS, "--by", by, "--sparsities", "0.3,0.6", "--out", "table.json")
     code, shown, told = say(tiny_bert_folder, *words)
     assert code == 0, told

@@ -1,14 +1,24 @@
 """Allocations worked by hand, held against every other one, and what holds of all of them."""
 
 from itertools import product
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from squeeze.errors import PruneError
-from squeeze.pruning.allocation import allocate, outlier_allocation, outlier_share, predicted_loss
+from squeeze.model import Model, load_model
+from squeeze.pruning.allocation import (
+    allocate,
+    outlier_allocation,
+    outlier_share,
+    predicted_loss,
+    spread_by_outliers,
+)
+from squeeze.pruning.settings import PruneStage, RemoveSettings
 from squeeze.report.sensitivity_table import Kind, Scanned
 
 
@@ -88,6 +98,7 @@ def drawn(given_curves: list[tuple[int, list[float]]]) -> list[Scanned]:
     ]
 
 
+@settings(max_examples=40)
 @given(curves, st.floats(0, 0.95), st.floats(0, 0.95))
 def test_the_mean_is_what_was_asked_and_more_is_never_less_of_any(
     curves: list[tuple[int, list[float]]], one: float, other: float
@@ -100,6 +111,7 @@ def test_the_mean_is_what_was_asked_and_more_is_never_less_of_any(
     assert all(fewer[name] <= more[name] + 1e-9 for name in fewer)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 5000), min_size=1, max_size=5),
     st.lists(st.floats(0, 50), min_size=3, max_size=3),
@@ -145,7 +157,7 @@ def test_the_layer_with_most_outliers_keeps_most() -> None:
     """Shares 0.01, 0.02, 0.03 scale to 0, 0.08, 0.16; their mean is 0.08, so 0.5 + 0.08, 0.5 and 0.5 − 0.08."""
     shares = {"h.0": 0.01, "h.1": 0.02, "h.2": 0.03}
     members = {layer: {f"{layer}.q": 60, f"{layer}.k": 40} for layer in shares}
-    found = outlier_allocation(shares, members, 0.5)
+    found = spread_by_outliers(shares, members, 0.5)
     assert found == {
         f"{layer}.{name}": pytest.approx(value)
         for layer, value in zip(shares, (0.58, 0.5, 0.42), strict=True)
@@ -159,7 +171,7 @@ def test_the_layer_with_most_outliers_keeps_most() -> None:
 def test_outliers_move_sparsity_and_not_its_mean(layers: list[tuple[float, int]], sparsity: float) -> None:
     shares = {f"h.{n}": share for n, (share, _) in enumerate(layers)}
     members = {f"h.{n}": {f"h.{n}.w": size} for n, (_, size) in enumerate(layers)}
-    found = outlier_allocation(shares, members, sparsity)
+    found = spread_by_outliers(shares, members, sparsity)
     whole = sum(size for _, size in layers)
     assert sum(found[f"h.{n}.w"] * size for n, (_, size) in enumerate(layers)) / whole == pytest.approx(
         sparsity, abs=1e-9
@@ -169,4 +181,28 @@ def test_outliers_move_sparsity_and_not_its_mean(layers: list[tuple[float, int]]
 
 def test_outliers_of_an_impossible_sparsity_are_refused() -> None:
     with pytest.raises(PruneError, match=r"sparsity 1.5 is not in \[0, 1\)"):
-        outlier_allocation({"h": 0.1}, {"h": {"w": 1}}, 1.5)
+        spread_by_outliers({"h": 0.1}, {"h": {"w": 1}}, 1.5)
+
+
+def test_owl_spreads_a_stage_s_sparsity_over_layers(tiny_llama_folder: Path) -> None:
+    model = load_model(tiny_llama_folder)
+    with torch.no_grad():
+        dict(model.network.named_parameters())["model.layers.1.mlp.up_proj.weight"][:2] *= 40
+    ids = np.random.default_rng(0).integers(4, 200, (3, 24))
+    told: list[tuple[int, int]] = []
+    found = outlier_allocation(
+        model, [{"input_ids": ids}], PruneStage(sparsity=0.5, allocation="owl"), lambda i, n: told.append((i, n))
+    )
+    assert told == [(1, 2), (2, 2)]
+    assert len(found) == 14
+    assert found["model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.58)
+    assert found["model.layers.1.self_attn.q_proj.weight"] == pytest.approx(0.42)
+    with pytest.raises(PruneError, match="allocation: owl spreads a sparsity, and none is given"):
+        outlier_allocation(model, [{"input_ids": ids}], PruneStage(remove=RemoveSettings(neurons=0.5)))
+
+
+def test_owl_needs_layers() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    model = Model(network, None, "causal-lm", "own", {}, factory="tests:own")
+    with pytest.raises(PruneError, match="Sequential has no layers to spread sparsity over"):
+        outlier_allocation(model, (), PruneStage(sparsity=0.5, allocation="owl"))
