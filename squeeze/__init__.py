@@ -12,6 +12,7 @@ _PLACES = {
     "load_model": "squeeze.model",
     "quantize": "squeeze.api",
     "distill": "squeeze.api",
+    "prune": "squeeze.api",
     "export": "squeeze.api",
     "verify": "squeeze.api",
     "bench": "squeeze.api",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from squeeze.artifact import Artifact, claim, is_artifact, read_artifact, reusable, siblings
-from squeeze.errors import ArtifactError, ExportError, QuantizeError, RecipeError, TrainError
+from squeeze.errors import ArtifactError, ExportError, PruneError, QuantizeError, RecipeError, TrainError
 from squeeze.measuring import bench, exports, self_check, torch_artifacts
 from squeeze.pipeline import (
     Progress,
@@ -78,6 +78,54 @@ def quantize(
         if settings is not None:
             loaded = load_data(settings, parent.manifest.task, load_tokenizer(parent.folder), seed)
         return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}", loaded, block)
+
+
+def prune(
+    model: str | Path, out: str | Path | None = None, *, sparsity: float | None = None, criterion: str | None = None,
+    pattern: str = "unstructured", scope: str | None = None, allocation: str = "uniform", keep: Sequence[str] = (),
+    remove: dict[str, Any] | None = None, schedule: dict[str, Any] | None = None, losses: Sequence[dict[str, Any]] = (),
+    training: dict[str, Any] | None = None, data: dict[str, Any] | None = None, seed: int = 0, task: str | None = None,
+    weights: str | None = None, revision: str | None = None, progress: Progress | None = None,
+) -> Artifact:  # fmt: skip
+    """Prune a model into the run folder `out`, or an artifact as the next stage of its own run folder: `sparsity` (or a pattern such as
+    2:4) of single weights, or the parts that `remove` names.
+
+    `remove`, `schedule`, `losses`, `training` and `data` are as in a recipe; data's calibration split, labels included, says what weights
+    and parts are worth. Returns the new artifact; its manifest's record has every matrix's sparsity. Raises PruneError.
+    """
+    from squeeze.compress import PruneStage
+    from squeeze.data import DataSettings, load_data
+    from squeeze.model import load_tokenizer
+    from squeeze.recipe import validated
+
+    given = {
+        "sparsity": sparsity, "pattern": pattern, "scope": scope, "allocation": allocation, "keep": tuple(keep), "remove": remove,
+        "schedule": schedule, "losses": tuple(losses), "seed": seed, **({} if criterion is None else {"criterion": criterion}),
+        **({} if training is None else {"training": training}),
+    }  # fmt: skip
+    stage = validated(PruneStage, given, "prune")
+    settings = None if data is None else validated(DataSettings, data, "data")
+    if settings is not None and not stage.needs_data:
+        raise PruneError(
+            "no setting here reads calibration texts. Choose a criterion that does (wanda, sparsegpt), or drop data."
+        )
+    if settings is None and stage.needs_data:
+        raise PruneError(
+            f"{stage.scheme} is decided by texts, and there are none. Name some with --data, or choose criterion magnitude."
+        )
+
+    def part(i: int, n: int, text: str = "") -> None:
+        if progress is not None:
+            progress(f"prune {model}: {text or f'{stage.progress_noun} {i} of {n}'}", i, n)
+
+    with _parent(model, out, task, weights, revision) as parent:
+        folder = parent.folder.parent
+        number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(folder))
+        loaded = None
+        if settings is not None:
+            loaded = load_data(settings, parent.manifest.task, load_tokenizer(parent.folder), seed)
+        source = read_artifact(folder / "0-source") if is_artifact(folder / "0-source") else None
+        return apply_stage(stage, parent, folder / f"{number}-{stage.kind}", loaded, part, source)
 
 
 def distill(
@@ -297,4 +345,4 @@ def _onnx_artifact(path: Path) -> Artifact:
     return artifact
 
 
-__all__ = ["bench", "distill", "export", "quantize", "run", "self_check", "verify"]
+__all__ = ["bench", "distill", "export", "prune", "quantize", "run", "self_check", "verify"]

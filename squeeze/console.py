@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from squeeze.report.explained import SIZE_COLUMNS, curve_table, size_row, size_rows
 from squeeze.report.schema import ArtifactChecks, LayerRow, Manifest, Profile, Report, StageRecord
+from squeeze.report.sensitivity_table import SensitivityTable
 from squeeze.report.text import THIN, amount, encodable, json_text, visible
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def print_report(report: Report) -> None:
     near = floors(report)
     if near:
         table("how close to what this machine can do", FLOOR_COLUMNS, [row.cells for row in near])
+    _print_zeros(report)
     for profile in report.profiles:
         _print_profile(profile)
     for manifest in report.manifests:
@@ -87,6 +89,23 @@ def print_report(report: Report) -> None:
     if report.error:
         _print_line(f"failed: {report.error}", style="red")
     _print_line(headline(report, rows))
+
+
+def _print_zeros(report: Report) -> None:
+    """What zeros, or removed parts, brought, where something was pruned; the sentences are the point."""
+    from squeeze.report.zeros import ZERO_COLUMNS, zero_words, zeros
+
+    if rows := zeros(report):
+        table("what zeros are worth", ZERO_COLUMNS, [row.cells for row in rows])
+        for text in zero_words(report, rows):
+            _print_line(text)
+
+
+def print_sensitivity(found: SensitivityTable) -> None:
+    """A scan: a line for each part, a column for each sparsity."""
+    from squeeze.report.sensitivity_table import sensitivity_rows
+
+    table(found.title, *sensitivity_rows(found))
 
 
 def _print_profile(profile: Profile) -> None:

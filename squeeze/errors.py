@@ -44,6 +44,10 @@ class PruneError(SqueezeError):
     """The model cannot be pruned as asked."""
 
 
+class LayerwiseError(QuantizeError, PruneError):
+    """The network cannot be gone through layer by layer, be it to quantize or to prune it."""
+
+
 class TrainError(SqueezeError):
     """A training cannot begin as asked, or had to stop: what it had reached stays on disk."""
 

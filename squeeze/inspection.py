@@ -1,13 +1,17 @@
-"""What a model or an artifact is: sizes, layers, and for an artifact the chain from its source."""
+"""What a model or an artifact is: sizes, layers, for an artifact the chain from its source, and what its parts are worth."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from squeeze.artifact import Artifact, chain, is_artifact, read_artifact
+from squeeze.errors import PruneError, nearest
 from squeeze.provenance import Digest
 from squeeze.report.explained import stage_label
 from squeeze.report.schema import LayerRow, Manifest
+from squeeze.report.sensitivity_table import PRUNED_TOGETHER, SensitivityTable
 from squeeze.tasks import positions
 
 
@@ -60,6 +64,45 @@ def inspect_model(path: str, *, task: str | None = None, weights: str | None = N
         rows = {} if record is None else {row.name: row for row in record.layers}
         return found.model_copy(update={"layers": tuple(rows.get(row.name, row) for row in found.layers)})
     return _inspect_torch(path, task, weights, links)
+
+
+def inspect_sensitivity(
+    path: str, data: dict[str, Any], *, criterion: str = "wanda", pattern: str = "unstructured", sparsities: Sequence[float] = (),
+    by: str = "block", keep: Sequence[str] = (), task: str | None = None, weights: str | None = None, seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> SensitivityTable:  # fmt: skip
+    """What pruning each part of a model alone costs its answers; `data` as in a recipe, of which the calibration split is read.
+
+    A run folder stands for its last torch artifact. `by`: matrix, block, heads or neurons. Raises PruneError for what cannot be scanned.
+    """
+    from squeeze.data import DataSettings, load_data
+    from squeeze.measuring import torch_artifacts
+    from squeeze.model import load_model
+    from squeeze.pruning.sensitivity import sensitivity_table
+    from squeeze.pruning.settings import PruneStage
+    from squeeze.recipe import validated
+    from squeeze.stages import calibration_batches
+
+    if by not in PRUNED_TOGETHER:
+        raise PruneError(f"--by {by} is unknown. {nearest(by, PRUNED_TOGETHER)}")
+    share = (
+        None if ":" in pattern else max(sparsities, default=0.5)
+    )  # a stage must say how much; the scan tries them all
+    given = {"sparsity": share, "criterion": criterion, "pattern": pattern, "keep": tuple(keep), "seed": seed}
+    stage = validated(PruneStage, given, "prune")
+    settings = validated(DataSettings, data, "data")
+    folder = Path(path)
+    made = torch_artifacts(folder) if folder.is_dir() and not is_artifact(folder) else ()
+    model = load_model(made[-1] if made else path, task, weights=weights)
+    texts = load_data(settings, model.task, model.tokenizer, seed)
+    split = texts.splits.get("calibration")
+    batches = () if split is None else calibration_batches(texts, split, model)
+
+    def block(i: int, n: int) -> None:
+        if progress is not None:
+            progress(f"prune each part of {path} alone: block {i} of {n}", i, n)
+
+    return sensitivity_table(model, batches, stage, sparsities, block, by=by)  # type: ignore[arg-type]
 
 
 def _last(folder: Path) -> Path:

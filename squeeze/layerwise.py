@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from squeeze.errors import QuantizeError
+from squeeze.errors import LayerwiseError
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Site:
     def stream(self, consume: Callable[[Tensor], None], *, batches: int | None = None) -> None:
         """Call `consume(rows)` with the inputs [tokens, in] of every calibration batch, or of the first `batches`.
 
-        The network runs up to the layer each time, and no further; padding is left out. Raises QuantizeError where the layer is not
+        The network runs up to the layer each time, and no further; padding is left out. Raises LayerwiseError where the layer is not
         reached or its inputs are not finite.
         """
         reached = 0
@@ -72,7 +72,7 @@ class Site:
             if len(rows):
                 reached += len(rows)
                 if not bool(rows.sum().isfinite()):
-                    raise QuantizeError(
+                    raise LayerwiseError(
                         f"the inputs of {self.name} are not finite on the calibration texts. Repair the checkpoint; nothing was written."
                     )
                 consume(rows)
@@ -87,7 +87,7 @@ class Site:
         finally:
             hook.remove()
         if not reached:
-            raise QuantizeError(f"{self.name} was not reached by the calibration texts.")
+            raise LayerwiseError(f"{self.name} was not reached by the calibration texts.")
 
     def gram(self) -> Gram:
         """The Gram matrix of all rows, gathered on first use."""
@@ -99,27 +99,38 @@ class Site:
         return self._gram
 
 
+Enter = Callable[[str, nn.Module, Sequence[Callable[[], object]], Sequence[Tensor | None]], None]
+
+
 def walk(
     network: nn.Module, batches: Sequence[Mapping[str, NDArray[np.int64]]], treat: Callable[[list[tuple[str, nn.Module]], Site], None],
-    done: Callable[[int, int], None] | None = None, *, outside: bool = False,
+    done: Callable[[int, int], None] | None = None, *, outside: bool = False, enter: Enter | None = None,
 ) -> None:  # fmt: skip
     """Call `treat(layers, site)` for every group of linear layers that read one tensor, in the order in which they run.
 
     `batches` are calibration texts as the network takes them, each array [texts, length]; padding does not count.
-    `layers` are (name, module); `treat` changes their weights in place. `done(i, n)` is called after block i of n.
+    `layers` are (name, module); `treat` changes their weights in place. `done(i, n)` is called after block i of n, and
+    `enter(name, block, runs, valid)` before it: `runs` are the block on each batch, not yet changed.
     Layers outside the repeated blocks (the output matrix, a pooler) come last and only where `outside` is set: each
     pass over what they read is one through the whole network.
-    Raises QuantizeError where the network has no repeated blocks, or a layer's inputs are not finite.
+    Raises LayerwiseError where the network has no repeated blocks, or a layer's inputs are not finite.
     """
     try:
         name, layers = repeated_blocks(network)
-    except QuantizeError:
+    except LayerwiseError:
         if not outside:
             raise
         name, layers = "", nn.ModuleList()
     with torch.no_grad():
         calls = block_calls(network, layers, batches) if len(layers) else []
         for number, block in enumerate(layers):
+            if enter is not None:
+                enter(
+                    f"{name}.{number}",
+                    block,
+                    [call.run(number, block) for call in calls],
+                    [call.valid for call in calls],
+                )
             for group in _groups(block, calls[0].run(number, block)):
                 runs = [call.run(number, block) for call in calls]
                 site = Site(f"{name}.{number}.{group[0][0]}", group[0][1], runs, [call.valid for call in calls])
@@ -146,8 +157,8 @@ def repeated_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) and len({type(block) for block in module}) == 1
     }
     if not found:
-        raise QuantizeError(
-            f"{type(network).__name__} has no repeated blocks to go through one by one. Use method: round."
+        raise LayerwiseError(
+            f"{type(network).__name__} has no repeated blocks to go through one by one. Use method: round; to prune, criterion: magnitude."
         )
     name = max(found, key=lambda name: sum(p.numel() for p in found[name].parameters()))
     return name, found[name]
@@ -193,8 +204,9 @@ def block_calls(
             with suppress(_Enough):
                 run()
             if first is None or len(rest) != len(layers):
-                raise QuantizeError(
-                    f"{type(network).__name__} ran {len(rest)} of its {len(layers)} blocks in order. Use method: round."
+                raise LayerwiseError(
+                    f"{type(network).__name__} ran {len(rest)} of its {len(layers)} blocks in order. Use method: round; to prune, "
+                    "criterion: magnitude."
                 )
             calls.append(_Call(valid, first, rest))
     finally:

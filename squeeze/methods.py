@@ -24,11 +24,13 @@ class Method(NamedTuple):
 
 
 def list_methods() -> list[Method]:
-    """Every scheme, loss, student, task, runtime and asset that this installation knows."""
+    """Every scheme, criterion, pattern, loss, student, task, runtime and asset that this installation knows."""
     from squeeze.compress import METHODS, SCHEMES
     from squeeze.compress.calibrate import CALIBRATORS
     from squeeze.distillation.losses import ALL, LOSSES
     from squeeze.distillation.settings import StudentSettings
+    from squeeze.pruning.criteria import CRITERIA
+    from squeeze.pruning.patterns import PATTERNS
     from squeeze.rows import ASSETS
     from squeeze.runtimes import RUNTIMES
     from squeeze.tasks import TASKS
@@ -59,6 +61,8 @@ def list_methods() -> list[Method]:
     for name, loss in LOSSES.items():
         tasks = "" if loss.tasks == ALL else f"; for {' and '.join(sorted(loss.tasks))}"
         rows.append(Method("loss", name, f"{loss.summary}: {loss.equation}{tasks}", loss.source))
+    rows += [Method("criterion", name, criterion.summary, criterion.source) for name, criterion in CRITERIA.items()]
+    rows += [Method("pattern", name, pattern.summary, pattern.source) for name, pattern in PATTERNS.items()]
     rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
     rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]
     rows += [

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from squeeze.halves import Half
     from squeeze.integers import IntegerWeight
+    from squeeze.masks import Pruned
 
 FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -71,6 +72,8 @@ class Model:
     activations: str = "float"
     half: "Half | None" = None
     """Which parameters files hold in 16 bits."""
+    pruned: "dict[str, Pruned]" = field(default_factory=dict)
+    """Name of each pruned matrix to what was asked of it."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -25,6 +25,7 @@ from squeeze.errors import RecipeError, nearest
 from squeeze.exporter import ExportSettings
 from squeeze.model import ModelSettings
 from squeeze.provenance import Digest, digest_json
+from squeeze.pruning.settings import WITH_GRADIENTS, PruneStage
 from squeeze.verification import VerifySettings
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -54,7 +55,7 @@ class Recipe(BaseModel):
         kinds = [stage.kind for stage in self.stages]
         for number, (kind, following) in enumerate(pairwise(kinds)):
             if kind in ("quantize", "qat") and following != "qat":
-                mend = "put distill before quantize" if following == "distill" else "move it to the end"
+                mend = f"put {following} before quantize" if following in ("distill", "prune") else "move it to the end"
                 raise ValueError(
                     f"stages[{number}] ({kind}) is followed by {following}. It leaves integers, which only qat can go on "
                     f"training: {mend}."
@@ -69,6 +70,9 @@ class Recipe(BaseModel):
                 "stages[0] (distill) has the source model for student and for teacher: there is nothing to learn. Set "
                 "student.layers or another student, or name another teacher."
             )
+        for number, stage in enumerate(self.stages):
+            if isinstance(stage, PruneStage) and (fault := self._why_not(stage)):
+                raise ValueError(f"stages[{number}] (prune) {fault}")
         if kinds[:1] == ["qat"] or any(
             k == "qat" and before not in ("quantize", "qat") for before, k in pairwise(kinds)
         ):
@@ -81,6 +85,20 @@ class Recipe(BaseModel):
         if self.verify is not None and self.export is None:
             raise ValueError("verify checks an export, and there is none. Add a line `export: {}`, or drop verify.")
         return self
+
+    def _why_not(self, stage: PruneStage) -> str:
+        """What a prune stage lacks in this recipe, and the mend; "" where nothing."""
+        if stage.needs_data and self.data.splits.calibration == 0:
+            what = "ranks parts" if stage.remove is not None else f"({stage.criterion}) ranks weights"
+            return f"{what} by calibration texts, and there are none. Set data.splits.calibration, to 24 texts or blocks say."
+        if stage.schedule is not None and self.data.splits.train == 0:
+            return "trains, and there is nothing to train on. Set data.splits.train, to rest for all texts that are left over."
+        if stage.remove is None and stage.criterion in WITH_GRADIENTS and self.task == "feature-extraction":
+            return (
+                f"has criterion {stage.criterion}, which reads the gradient of a loss, and embeddings have none. Use wanda, sparsegpt or "
+                "magnitude."
+            )
+        return ""
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

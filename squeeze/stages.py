@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,8 +80,9 @@ def apply_stage(
     from squeeze.model import load_model, save_model
     from squeeze.training import processes
 
-    name, split = _split(stage, data)
-    used = {} if split is None else {name: split.digest}
+    splits = _splits(stage, data)
+    split = next(iter(splits.values()), None)
+    used = {name: split.digest for name, split in splits.items()}
     inputs = inputs_of(stage, parent, data, source)
     workspace = folder.with_name(TRAINING.format(folder.name))
     found = reusable(folder, inputs)
@@ -96,6 +98,10 @@ def apply_stage(
         with processes.together(job):
             taught = _taught(stage, source or parent, model.task)
             record = stage.apply(model, taught, data, workspace, inputs, done)
+    elif stage.kind == "prune":
+        texts = calibration_batches(data, splits["calibration"], model) if data and "calibration" in splits else []
+        taught = None if stage.schedule is None else _unpruned(source or parent)
+        record = stage.apply(model, texts, done, data=data, teacher=taught, workspace=workspace, key=inputs)
     else:
         teacher = None if source is None else load_model(source.folder)
         record = stage.apply(
@@ -105,6 +111,8 @@ def apply_stage(
     extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
     if model.half is not None:
         extra["half"] = model.half.as_row()
+    if model.pruned:
+        extra["pruned"] = {name: asdict(pruned) for name, pruned in model.pruned.items()}
 
     def fill(place: Path) -> StageRecord:
         save_model(model, place)
@@ -117,18 +125,30 @@ def apply_stage(
 
 def inputs_of(stage: "Stage", parent: Artifact, data: "Data | None", source: Artifact | None) -> Digest:
     """Digest of all that determines what a stage makes: an artifact with the same one need not be made again."""
-    name, split = _split(stage, data)
-    used = {} if split is None else {name: split.digest}
+    used = {name: split.digest for name, split in _splits(stage, data).items()}
     settings = stage.model_dump(mode="json")
     if stage.kind == "distill" and data is not None:
         settings |= {"data": data.settings.model_dump(mode="json"), "taught by": _others(stage, source)}
+    if stage.kind == "prune" and stage.schedule is not None and data is not None:
+        taught = None if source is None else source.digest
+        settings |= {"data": data.settings.model_dump(mode="json"), "taught by": taught}
     return digest_json({"squeeze": __version__, "parent": parent.digest, "stage": settings, "data": dict(used)})
 
 
-def _split(stage: "Stage", data: "Data | None") -> "tuple[str, Split | None]":
-    """The split that a stage reads, and its name."""
-    name = "calibration" if stage.kind == "quantize" else "train"
-    return name, data.splits.get(name) if data is not None and stage.needs_data else None
+def _splits(stage: "Stage", data: "Data | None") -> "dict[str, Split]":
+    """The splits that a stage reads: what is measured is measured on calibration, labels included, and what is trained trains on train."""
+    if data is None or not stage.needs_data:
+        return {}
+    names = ["calibration"] if stage.kind in ("quantize", "prune") else []
+    names += ["train"] if stage.kind in ("qat", "distill") or (stage.kind == "prune" and stage.schedule) else []
+    return {name: split for name in names if (split := data.splits.get(name)) is not None}
+
+
+def _unpruned(artifact: Artifact) -> "Taught":
+    from squeeze.distillation.taught import Taught
+    from squeeze.model import load_model
+
+    return Taught(artifact.digest, lambda: load_model(artifact.folder))
 
 
 def train_along(job: "Mapping[str, Any]") -> None:
@@ -196,22 +216,28 @@ def calibration_batches(data: "Data", split: "Split", model: "Model") -> "list[d
 
     length = data.settings.block_size if model.task == "causal-lm" else data.settings.max_length
     rows = max(1, CALIBRATION_TOKENS // length)
-    return batches(split, model.tokenizer, model.task, batch=rows, max_length=data.settings.max_length)
+    found = batches(split, model.tokenizer, model.task, batch=rows, max_length=data.settings.max_length)
+    return _labelled(found, split)
 
 
 def _training(data: "Data", split: "Split", model: "Model", stage: "QatStage") -> "list[dict[str, NDArray[np.int64]]]":
     """The train split, or its first examples, in batches of like length, with labels where the task has them."""
-    import numpy as np
-
     from squeeze.data import batches
 
     found = batches(
         split.first(stage.examples), model.tokenizer, model.task, batch=stage.batch, max_length=data.settings.max_length
     )
-    if split.labels is not None:
-        labels = np.array(split.labels, np.int64)
-        found = [{**batch, "labels": labels[batch["index"]]} for batch in found]
-    return found
+    return _labelled(found, split)
+
+
+def _labelled(found: "list[dict[str, NDArray[np.int64]]]", split: "Split") -> "list[dict[str, NDArray[np.int64]]]":
+    """Batches with the labels of their texts, where there are any."""
+    import numpy as np
+
+    if split.labels is None:
+        return found
+    labels = np.array(split.labels, np.int64)
+    return [{**batch, "labels": labels[batch["index"]]} for batch in found]
 
 
 def _source_files(settings: "ModelSettings") -> dict[str, Digest]:

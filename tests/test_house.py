@@ -70,6 +70,7 @@ def test_the_installed_command_answers_help() -> None:
     for command in (
         "run",
         "distill",
+        "prune",
         "quantize",
         "export",
         "verify",

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from squeeze.layerwise import Gram, Site, repeated_blocks, walk
 from squeeze.errors import QuantizeError
+from squeeze.layerwise import Gram, Site, repeated_blocks, walk
 from squeeze.model import load_model
 
 RNG = np.random.default_rng(0)

@@ -15,7 +15,10 @@ from squeeze import __version__, console
 from squeeze.cli.bench import bench
 from squeeze.cli.distill import MORE as DISTILL_MORE
 from squeeze.cli.distill import distill
-from squeeze.cli.options import Json, Out, Quiet, Revision, Seed, Task, Weights, print_report
+from squeeze.cli.inspect import show_sensitivity
+from squeeze.cli.options import MODEL, Json, Out, Quiet, Revision, Seed, Task, Weights, print_artifact, print_report
+from squeeze.cli.prune import MORE as PRUNE_MORE
+from squeeze.cli.prune import prune
 from squeeze.errors import SqueezeError
 
 EXIT_CODES = (
@@ -31,8 +34,7 @@ app = typer.Typer(
 
 app.add_typer(bench, name="bench")
 app.command(epilog=DISTILL_MORE, no_args_is_help=True)(distill)
-
-MODEL = "Local Transformers folder, .gguf file, asset: name, squeeze artifact, run folder, hub id, or package.module:factory."
+app.command(epilog=PRUNE_MORE, no_args_is_help=True)(prune)
 
 
 @app.command()
@@ -165,7 +167,7 @@ def quantize(
             weights=weights,
             revision=revision,
         )
-    _print_artifact(artifact, json)
+    print_artifact(artifact, json)
 
 
 @app.command()
@@ -222,7 +224,7 @@ def export(
             model, out, graph=graph, source=source, kv_cache=kv_cache, kv_scales=kv_scales, data=content["data"] or None, seed=seed,  # type: ignore[arg-type]
             task=task, weights=weights, revision=revision,
         )  # fmt: skip
-    _print_artifact(artifact, json)
+    print_artifact(artifact, json)
 
 
 @app.command()
@@ -271,11 +273,34 @@ def report(
 def inspect(
     model: Annotated[str, typer.Argument(help=MODEL)],
     layers: Annotated[bool, typer.Option(help="List every weight matrix.")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option(help="Prune each part alone and measure what the answers lose; needs --data.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Calibration texts: an asset: name, or a .csv, .jsonl, .parquet or .txt file.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="What is pruned alone: block, matrix, heads or neurons.")] = "block",
+    criterion: Annotated[str, typer.Option(help="How its weights are chosen: a name in `squeeze methods`.")] = "wanda",
+    sparsities: Annotated[str, typer.Option(help="Shares that are tried.")] = "0.3,0.5,0.7",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="More of data, such as --set data.splits.calibration=32.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write the table to as JSON.")] = None,
+    seed: Seed = 0,
     weights: Weights = None,
     task: Task = None,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show parameters, bytes and layers of a model; for an artifact, the chain from its source."""
+    if sensitivity:
+        show_sensitivity(
+            model, data, settings or (), by=by, criterion=criterion, sparsities=sparsities, out=out, seed=seed, weights=weights,
+            task=task, json=json, quiet=quiet,
+        )  # fmt: skip
+        return
+    if data is not None or out is not None:
+        raise SqueezeError("--data and --out are for --sensitivity. Add it, or drop them.")
     from squeeze.inspection import inspect_model
 
     found = inspect_model(model, task=task, weights=weights)
@@ -287,7 +312,7 @@ def inspect(
 
 @app.command()
 def methods(json: Json = False) -> None:
-    """List what squeeze can do: schemes, losses, tasks, runtimes, assets."""
+    """List what squeeze can do: schemes, criteria, losses, tasks, runtimes, assets."""
     from squeeze.methods import list_methods
 
     rows = list_methods()
@@ -338,28 +363,6 @@ def doctor(json: Json = False) -> None:
         )
     if any(f.level == "bad" for f in findings):
         raise typer.Exit(2)
-
-
-def _print_artifact(artifact: Any, json: bool) -> None:
-    from squeeze.report.explained import stage_warnings
-
-    manifest = artifact.manifest
-    if json:
-        console.print_json(
-            {"folder": str(artifact.folder), "digest": artifact.digest, "manifest": manifest.model_dump(mode="json")}
-        )
-        return
-    rows = [
-        ("folder", str(artifact.folder)),
-        ("digest", artifact.digest),
-        ("weights", console.size_of(manifest)),
-    ]
-    rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
-    console.table(manifest.name, ("", ""), [*rows, *(("warning", text) for text in stage_warnings(manifest))])
-    console.print_training(manifest)
-    if manifest.record is not None and manifest.record.layers:
-        console.print_curve(manifest)
-        console.print_layers(manifest.record, artifact.folder)
 
 
 @app.callback(invoke_without_command=True)

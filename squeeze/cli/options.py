@@ -7,6 +7,7 @@ import typer
 
 from squeeze import console
 
+MODEL = "Local Transformers folder, .gguf file, asset: name, squeeze artifact, run folder, hub id, or package.module:factory."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Task = Annotated[
@@ -24,3 +25,26 @@ def print_report(found: Any, json: bool) -> None:
         console.print_json(found.model_dump(mode="json"))
     else:
         console.print_report(found)
+
+
+def print_artifact(artifact: Any, json: bool) -> None:
+    """What was made, as tables or as one JSON document."""
+    from squeeze.report.explained import stage_warnings
+
+    manifest = artifact.manifest
+    if json:
+        console.print_json(
+            {"folder": str(artifact.folder), "digest": artifact.digest, "manifest": manifest.model_dump(mode="json")}
+        )
+        return
+    rows = [
+        ("folder", str(artifact.folder)),
+        ("digest", artifact.digest),
+        ("weights", console.size_of(manifest)),
+    ]
+    rows += [("note", note) for note in (manifest.record.notes if manifest.record else ())]
+    console.table(manifest.name, ("", ""), [*rows, *(("warning", text) for text in stage_warnings(manifest))])
+    console.print_training(manifest)
+    if manifest.record is not None and manifest.record.layers:
+        console.print_curve(manifest)
+        console.print_layers(manifest.record, artifact.folder)

@@ -11,8 +11,9 @@ from squeeze.compress.qat import QatStage
 from squeeze.compress.quantize import QuantizeStage
 from squeeze.compress.schemes import METHODS, SCHEMES
 from squeeze.distillation import DistillStage
+from squeeze.pruning.settings import PruneStage
 
-Stage = Annotated[QuantizeStage | QatStage | DistillStage, Field(discriminator="kind")]
+Stage = Annotated[QuantizeStage | QatStage | DistillStage | PruneStage, Field(discriminator="kind")]
 """What a recipe's `stages` may hold: a union discriminated by `kind`."""
 
-__all__ = ["METHODS", "SCHEMES", "DistillStage", "QatStage", "QuantizeStage", "Stage"]
+__all__ = ["METHODS", "SCHEMES", "DistillStage", "PruneStage", "QatStage", "QuantizeStage", "Stage"]

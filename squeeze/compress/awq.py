@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.compress.gptq import SHRINKS
-from squeeze.layerwise import Gram, Site, width
 from squeeze.compress.links import Link, find_links
 from squeeze.integers import Grid, IntegerWeight, in_blocks, integer_weight
+from squeeze.layerwise import Gram, Site, width
 
 if TYPE_CHECKING:
     from squeeze.compress.plan import Plan

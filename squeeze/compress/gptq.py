@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from squeeze.integers import Grid, IntegerWeight, in_blocks, integer_weight
+from squeeze.second_order import LAZY, hessian_of, inverse_factor
 
-DAMPING = 0.01
-LAZY = 128
-"""Columns after which the errors are spread on all that follow; within them on these columns alone."""
 SHRINKS = tuple(1 - step / 40 for step in range(17))
 """Shares of a block's range that are tried for its scale."""
 
@@ -31,15 +29,13 @@ def gptq(
     matrix = (weight.T if transposed else weight).detach().to(torch.float32).clone()
     out, columns = matrix.shape
     size = block_size or columns
-    hessian = gram.to(torch.float64, copy=True)
+    hessian, dead = hessian_of(gram)
     diagonal = hessian.diagonal()
-    dead = diagonal == 0
     matrix[:, dead] = 0
-    diagonal[dead] = 1
     importance = diagonal.float()
     scale, zero = fit_scales(matrix, importance, size, grid, search=search)
     permutation = torch.argsort(diagonal, descending=True) if order else torch.arange(columns)
-    upper = _inverse_factor(hessian[permutation][:, permutation])
+    upper = inverse_factor(hessian[permutation][:, permutation])
     work, rounded = matrix[:, permutation], torch.empty(out, columns)
     for start in range(0, columns, LAZY):
         end = min(start + LAZY, columns)
@@ -94,13 +90,3 @@ def output_sqnr_db(weight: Tensor, integer: IntegerWeight, gram: Tensor) -> floa
     other = approximation.T if integer.transposed else approximation
     signal, noise = (float(((m @ gram) * m).sum()) for m in (own, own - other))
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
-
-
-def _inverse_factor(hessian: Tensor) -> Tensor:
-    """U, upper triangular with Uᵀ U = H⁻¹, float32; H [in, in] float64 is damped, more where rounding left it indefinite."""
-    damping = DAMPING * float(hessian.diagonal().mean()) * torch.eye(len(hessian), dtype=hessian.dtype)
-    factor, failed = torch.linalg.cholesky_ex(hessian + damping)
-    if int(failed):
-        factor = torch.linalg.cholesky(hessian + 100 * damping)
-    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-    return upper.float()

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from squeeze.errors import QuantizeError
+from squeeze.pruning.matrices import nonfinite as nonfinite
+from squeeze.pruning.matrices import sparsity_of as sparsity_of
 from squeeze.report.schema import LayerRow
 
 if TYPE_CHECKING:
@@ -74,12 +76,6 @@ def refuse_nonfinite(network: "nn.Module") -> None:
         )
 
 
-def nonfinite(network: "nn.Module") -> dict[str, int]:
-    """How many NaN or infinite weights each tensor holds; only those that hold any."""
-    counts = {name: 0 if p.sum().isfinite() else int((~p.isfinite()).sum()) for name, p in network.named_parameters()}
-    return {name: count for name, count in counts.items() if count}
-
-
 def weight_rows(model: "Model") -> list[LayerRow]:
     """Every weight matrix as it is now, without changing it."""
     rows = []
@@ -92,8 +88,3 @@ def weight_rows(model: "Model") -> list[LayerRow]:
             LayerRow(name=name, shape=tuple(weight.shape), bits=bits, sparsity=sparsity_of(weight), sqnr_db=None)
         )
     return rows
-
-
-def sparsity_of(weight: "Tensor") -> float:
-    """Share of zeros, [0, 1]."""
-    return 1.0 - int(weight.count_nonzero()) / max(weight.numel(), 1)

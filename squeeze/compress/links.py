@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from squeeze.layerwise import block_calls, repeated_blocks
 from squeeze.compress.smooth import EXACT, is_norm, shared_weights
 from squeeze.errors import QuantizeError
+from squeeze.layerwise import block_calls, repeated_blocks
 from squeeze.model import answer
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from squeeze.compress.awq import Scaler, clipped, measured
 from squeeze.compress.calibrate import Histogram, Peaks, calibrated, input_grid
 from squeeze.compress.gptq import gptq, output_sqnr_db
-from squeeze.layerwise import Gram, Site, walk, width
 from squeeze.compress.outliers import outlier_channels
 from squeeze.compress.plan import Plan
 from squeeze.compress.smooth import SMALLEST, column_peaks, smooth
 from squeeze.errors import QuantizeError
 from squeeze.integers import InputGrid, reciprocal, sqnr_db, static_uint8
+from squeeze.layerwise import Gram, Site, walk, width
 from squeeze.model import aliases
 from squeeze.outliers import Outliers
 from squeeze.simulation import input_rounding

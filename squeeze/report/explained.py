@@ -1,8 +1,8 @@
 """What a stage says of itself in a report: predicted against measured sizes, and how the error falls with more calibration texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
@@ -107,7 +107,40 @@ def stage_label(record: "StageRecord") -> str:
     """A stage by its kind and what it is about: "quantize int8", "distill 3 layers, kl + 0.5 hidden, 3 epochs …"."""
     if record.kind == "distill":
         return f"distill {distill_words(record.settings, tuple(record.training.shares) if record.training else ())}".strip()
+    if record.kind == "prune":
+        return f"prune {prune_words(record.settings)}"
     return f"{record.kind} {record.settings.get('scheme', '')}".strip()
+
+
+def prune_words(settings: Mapping[str, Any]) -> str:
+    """What a prune stage is about: "wanda 50 % unstructured", "sparsegpt 2:4", "25 % fewer layers, 8 heads"."""
+    remove = settings.get("remove")
+    if remove:
+        return ", ".join(
+            _parts(name, remove[name]) for name in ("layers", "heads", "neurons") if remove.get(name) is not None
+        )
+    pattern, share = str(settings.get("pattern")), settings.get("sparsity")
+    words = [str(settings.get("criterion"))]
+    if share is not None and ":" not in pattern:
+        words.append(_whole(share))
+    words.append(pattern)
+    if settings.get("scope") == "global":
+        words.append("over all matrices")
+    if settings.get("allocation") not in (None, "uniform"):
+        words.append(f"by {settings['allocation']}")
+    schedule = settings.get("schedule")
+    return " ".join(words) + (f", {schedule['kind']} schedule" if schedule else "")
+
+
+def _parts(name: str, value: float | Sequence[int]) -> str:
+    if isinstance(value, Sequence):
+        return f"{name} {', '.join(map(str, value))}"
+    return f"{value:g} {name}" if value >= 1 else f"{_whole(value)} fewer {name}"
+
+
+def _whole(share: float) -> str:
+    """A share in percent, without decimals where it has none: 50 %, 33.3 %."""
+    return percent(share, 0 if abs(100 * share - round(100 * share)) < 1e-9 else 1)
 
 
 def stage_warnings(manifest: "Manifest") -> Iterator[str]:

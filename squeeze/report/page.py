@@ -21,9 +21,11 @@ from squeeze.report.headline import headline
 from squeeze.report.noise import warnings
 from squeeze.report.profiles import profile_tables
 from squeeze.report.schema import Manifest, Report, StageRecord
+from squeeze.report.sensitivity_table import heat
 from squeeze.report.summary import SummaryRow, cells, ends, shared_where, summarize
 from squeeze.report.text import amount, figures, json_text, percent, visible
 from squeeze.report.training import TrainingCurve, training_columns, training_rows, training_words
+from squeeze.report.zeros import ZERO_COLUMNS, zero_words, zeros
 
 CARDS = (
     "negative_log_likelihood", "correct", "cosine_to_source", "same_answer", "decode_rate", "set_time", "latency",
@@ -55,7 +57,7 @@ def embedded_json(report: Report) -> str:
 
 
 def _body(report: Report) -> str:
-    rows = summarize(report)
+    rows, pruned = summarize(report), zeros(report)
     axis, gains = charts.gains(rows)
     return _templates().get_template("body.html.j2").render(
         report=report, headline=headline(report, rows), ends=ends(report), where=shared_where(rows),
@@ -65,6 +67,8 @@ def _body(report: Report) -> str:
         warnings=warnings(report), floors=floors(report), floor_columns=FLOOR_COLUMNS,
         costs=cost_rows(report.costs), cost_columns=COST_COLUMNS, profiles=[t for p in report.profiles for t in profile_tables(p)],
         trainings=[_training(m.name, m.record.training) for m in report.manifests if m.record and m.record.training], curves=curves,
+        zero_rows=pruned, zero_words=zero_words(report, pruned), zero_columns=ZERO_COLUMNS,
+        sensitivities=[(m.name, t, heat(t)) for m in report.manifests if m.record and (t := m.record.sensitivity) and t.rows],
         sizes={m.name: size_row(m) for m in report.manifests}, curve_table=curve_table,
         largest=max((m.weight_bytes for m in report.manifests), default=0) or 1,
     )  # fmt: skip
@@ -123,7 +127,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _stage(record: StageRecord) -> str:
     """Its kind, with those of its settings that say something."""
-    return stage_label(record) if record.kind == "distill" else f"{record.kind} {_settings(record.settings)}"
+    return stage_label(record) if record.kind in ("distill", "prune") else f"{record.kind} {_settings(record.settings)}"
 
 
 def _pretty(content: Any) -> Markup:

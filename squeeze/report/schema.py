@@ -27,6 +27,7 @@ from squeeze.provenance import Digest, Environment, digest_json
 from squeeze.report.explained import CurvePoint
 from squeeze.report.files import sync as sync
 from squeeze.report.files import write_atomically as write_atomically
+from squeeze.report.sensitivity_table import SensitivityTable
 from squeeze.report.training import TrainingCurve
 
 SCHEMA_VERSION = 2
@@ -76,6 +77,8 @@ class StageRecord(Record):
     curve: tuple[CurvePoint, ...] = ()
     training: TrainingCurve | None = None
     """How it went, where the stage trains."""
+    sensitivity: SensitivityTable | None = None
+    """What each matrix lost alone, where sparsity was spread by that."""
     predicted_bytes: int | None = None
     """Of the artifact's weight files, computed before they were written; the manifest's `weight_bytes` is what came out."""
 
@@ -131,7 +134,7 @@ class Manifest(Record):
         Left out: when, where and how fast it was made, and every field that has its default, so that a field added by
         a later schema does not change the digests that older children hold of their parents.
         """
-        told = {"seconds", "warnings", "curve", "predicted_bytes"}
+        told = {"seconds", "warnings", "curve", "sensitivity", "predicted_bytes"}
         left_out: dict[str, Any] = {"schema_version": True, "environment": True, "created": True, "record": told}
         return digest_json(self.model_dump(mode="json", exclude=left_out, exclude_defaults=True))
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from squeeze.compress.gptq import DAMPING, fit_scales, gptq, output_sqnr_db
+from squeeze.compress.gptq import fit_scales, gptq, output_sqnr_db
 from squeeze.integers import Grid, round_to_nearest
+from squeeze.second_order import DAMPING
 
 INT4 = Grid(4, symmetric=False)
 
