@@ -44,7 +44,8 @@ def prune(
 
         return prune_gradually(stage, model, teacher, data, workspace, key, done)
     sparsities = _allocated(model, stage, batches, done)
-    asked = {m.name: stage.share for m in matrices(model.network, stage.keep) if not m.note} | (sparsities or {})
+    asked = {m.name: stage.share for m in matrices(model.network, stage.keep) if not m.note}
+    asked.update(sparsities or {})
     rows = prune_weights(model, stage, batches, done, sparsities=sparsities)
     zeros = {row.name: round(row.sparsity * _size(row)) for row in rows if row.name in asked}
     for name, count in zeros.items():
