@@ -100,8 +100,8 @@ def apply_stage(
             record = stage.apply(model, taught, data, workspace, inputs, done)
     elif stage.kind == "prune":
         texts = calibration_batches(data, splits["calibration"], model) if data and "calibration" in splits else []
-        taught = None if stage.schedule is None else _unpruned(source or parent)
-        record = stage.apply(model, texts, done, data=data, teacher=taught, workspace=workspace, key=inputs)
+        unpruned = None if stage.schedule is None else _unpruned(source or parent)
+        record = stage.apply(model, texts, done, data=data, teacher=unpruned, workspace=workspace, key=inputs)
     else:
         teacher = None if source is None else load_model(source.folder)
         record = stage.apply(

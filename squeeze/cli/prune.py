@@ -72,6 +72,7 @@ def prune(
 ) -> None:
     """Set weights of a model to zero, or take parts out of it; the result is an artifact in a run folder."""
     from squeeze import api
+    from squeeze.pruning.settings import PruneStage
     from squeeze.recipe import apply_overrides
 
     parts = {
@@ -91,6 +92,9 @@ def prune(
     apply_overrides(content, settings or ())
     if unknown := content.keys() - {"data", "prune"}:
         raise SqueezeError(f"--set {min(unknown)} is unknown. {nearest(min(unknown), ('data', 'prune'))}")
+    known = PruneStage.model_fields.keys() - {"kind", "seed"}
+    if unknown := content["prune"].keys() - known:
+        raise SqueezeError(f"--set prune.{min(unknown)} is unknown. {nearest(min(unknown), known)}")
     with console.progress(quiet=quiet) as say:
         say(f"prune {model}", 0, 1)
         artifact = api.prune(

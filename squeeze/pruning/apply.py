@@ -101,6 +101,8 @@ class _Pruning:
 
     def run(self, batches: Batches, done: Done | None) -> dict[str, _Outcome]:
         """Prune all; what came of each."""
+        if not self.chosen:
+            return {}
         needs = self.criterion.needs
         if "gradient" in needs:
             without = [name for name in CRITERIA if name not in WITH_GRADIENTS]

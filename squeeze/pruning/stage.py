@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from squeeze.errors import PruneError
+from squeeze.layerwise import repeated_blocks
 from squeeze.masks import Pruned
 from squeeze.provenance import Digest
 from squeeze.pruning.apply import prune_weights
+from squeeze.pruning.criteria import CRITERIA
 from squeeze.pruning.matrices import matrices
 from squeeze.pruning.settings import PruneStage, RemoveSettings
 from squeeze.report.schema import LayerRow, StageRecord
@@ -44,7 +46,8 @@ def prune(
 
         return prune_gradually(stage, model, teacher, data, workspace, key, done)
     sparsities = _allocated(model, stage, batches, done)
-    asked = {m.name: stage.share for m in matrices(model.network, stage.keep) if not m.note} | (sparsities or {})
+    asked = {m.name: stage.share for m in matrices(model.network, stage.keep) if not m.note}
+    asked.update(sparsities or {})
     rows = prune_weights(model, stage, batches, done, sparsities=sparsities)
     zeros = {row.name: round(row.sparsity * _size(row)) for row in rows if row.name in asked}
     for name, count in zeros.items():
@@ -121,6 +124,12 @@ def _warnings(model: "Model", stage: PruneStage, rows: Sequence[LayerRow]) -> tu
         warnings.append(
             f"criterion {stage.criterion} at {percent(stage.share, 0)} leaves little of most language models: wanda and sparsegpt, which "
             "read calibration texts, keep far more"
+        )
+    measured = CRITERIA[stage.criterion].needs & {"norms", "gram"}
+    if measured and (model.config.get("num_hidden_layers") or 0) > (sets := len(repeated_blocks(model.network)[1])):
+        warnings.append(
+            f"{model.config['num_hidden_layers']} layers run on {sets} set(s) of weights, and what they read was measured on the first run "
+            "alone: criterion taylor looks at all of them"
         )
     empty = [row.name for row in rows if "no weights left" in row.note]
     if empty and stage.pattern != "row":

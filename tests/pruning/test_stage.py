@@ -9,7 +9,7 @@ import pytest
 import squeeze
 from squeeze.errors import PruneError, RecipeError
 from squeeze.masks import Pruned
-from squeeze.model import load_model
+from squeeze.model import Model, load_model
 from squeeze.pruning.settings import PruneStage
 from squeeze.recipe import read_recipe
 
@@ -40,6 +40,35 @@ def test_a_decoder_by_magnitude_is_warned_of(tiny_llama_folder: Path) -> None:
     assert "criterion magnitude at 50" in record.warnings[0]
     assert "wanda and sparsegpt" in record.warnings[0]
     assert not PruneStage(sparsity=0.2, criterion="magnitude").apply(load_model(tiny_llama_folder)).warnings
+
+
+def test_layers_that_run_one_set_of_weights_are_pruned_and_warned_of() -> None:
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    config = AlbertConfig(
+        vocab_size=100,
+        embedding_size=16,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    )
+    network = AlbertForSequenceClassification(config).eval().requires_grad_(False)
+    model = Model(network, None, "text-classification", "albert", network.config.to_dict())
+    record = PruneStage(sparsity=0.5).apply(model, BATCHES)
+    assert len(model.pruned) == 6
+    assert "3 layers run on 1 set(s) of weights" in record.warnings[0]
+    labelled = [{**batch, "labels": np.array([0, 1])} for batch in BATCHES]
+    other = PruneStage(sparsity=0.6, criterion="taylor").apply(model, labelled)
+    assert not any("set(s) of weights" in text for text in other.warnings)
+
+
+def test_nothing_asked_is_nothing_done(tiny_bert_folder: Path) -> None:
+    for criterion in ("taylor", "wanda"):
+        model = load_model(tiny_bert_folder)
+        labelled = [{**batch, "labels": np.array([0, 1])} for batch in BATCHES]
+        record = PruneStage(sparsity=0, criterion=criterion).apply(model, labelled)
+        assert max(row.sparsity for row in record.layers) < 0.01
 
 
 def test_texts_that_decide_must_be_there(tiny_llama_folder: Path) -> None:
