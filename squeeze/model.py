@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from squeeze.halves import Half
     from squeeze.integers import IntegerWeight
+    from squeeze.masks import Pruned
 
 FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -71,6 +72,8 @@ class Model:
     activations: str = "float"
     half: "Half | None" = None
     """Which parameters files hold in 16 bits."""
+    pruned: "dict[str, Pruned]" = field(default_factory=dict)
+    """Parameters whose zeros stay zeros, by name."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -300,6 +303,7 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
 
     from squeeze.halves import Half
     from squeeze.integers import from_tensors
+    from squeeze.masks import from_rows
 
     artifact = read_artifact(folder)
     manifest = artifact.manifest
@@ -329,7 +333,7 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
         model.activations = str(manifest.extra["activations"])
     if "half" in manifest.extra:
         model.half = Half.from_row(manifest.extra["half"])  # type: ignore[arg-type]
-    model.artifact, model.source = artifact, manifest.source
+    model.artifact, model.source, model.pruned = artifact, manifest.source, from_rows(manifest.extra.get("pruned"))
     return model
 
 

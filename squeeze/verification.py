@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from squeeze.contents import check, check_cache, check_halves, check_input_grids, check_integers
+from squeeze.contents import check, check_cache, check_halves, check_input_grids, check_integers, check_zeros
 from squeeze.errors import SqueezeError
 from squeeze.report.schema import Check
 from squeeze.tasks import TASKS
@@ -71,7 +71,7 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     cache = cache_scales(graph)
     simulated = simulation(model, cache)
     checks = [_check_interface(graph, model), *check_integers(graph, model), *check_input_grids(graph, model)]
-    checks += check_halves(graph, model)
+    checks += [*check_halves(graph, model), *check_zeros(graph, model)]
     in_half = model.half is not None and graph.metadata_props.get(COMPUTES) == model.half.dtype
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.
