@@ -73,7 +73,7 @@ class Model:
     half: "Half | None" = None
     """Which parameters files hold in 16 bits."""
     pruned: "dict[str, Pruned]" = field(default_factory=dict)
-    """Parameters whose zeros stay zeros, by name."""
+    """Name of each pruned matrix to what was asked of it."""
     notes: tuple[str, ...] = ()
 
     @property

@@ -73,8 +73,7 @@ def gptq(
     dropped = torch.zeros(out, columns, dtype=torch.bool)
     if mask is not None:
         dropped = ~(mask.T if transposed else mask)
-        matrix.masked_fill_(dropped, 0)
-    scale, zero = fit_scales(matrix, importance, size, grid, search=search)
+    scale, zero = fit_scales(matrix.masked_fill(dropped, 0), importance, size, grid, search=search)
     group = 1 if zeros is None or zeros.group is None else zeros.group
     permutation, lazy = _permutation(diagonal, group) if order else torch.arange(columns), LAZY - LAZY % group
     upper = _inverse_factor(hessian[permutation][:, permutation])
@@ -107,6 +106,12 @@ def gptq(
     return integer_weight(rounded, scale, zero, grid, block_size, transposed=transposed)
 
 
+def _permutation(diagonal: Tensor, group: int) -> Tensor:
+    """Columns with large inputs first, `group` neighbours together."""
+    places = torch.argsort(diagonal.view(-1, group).sum(dim=1), descending=True)
+    return (places.unsqueeze(1) * group + torch.arange(group)).flatten()
+
+
 def fit_scales(matrix: Tensor, importance: Tensor, size: int, grid: Grid, *, search: bool) -> tuple[Tensor, Tensor]:
     """(scale, zero point), each [out, blocks], from the extremes of every block, or with the least weighted squared error.
 
@@ -136,12 +141,6 @@ def output_sqnr_db(weight: Tensor, integer: IntegerWeight, gram: Tensor) -> floa
     other = approximation.T if integer.transposed else approximation
     signal, noise = (float(((m @ gram) * m).sum()) for m in (own, own - other))
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
-
-
-def _permutation(diagonal: Tensor, group: int) -> Tensor:
-    """Columns with large inputs first, `group` neighbours together."""
-    places = torch.argsort(diagonal.view(-1, group).sum(dim=1), descending=True)
-    return (places.unsqueeze(1) * group + torch.arange(group)).flatten()
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
