@@ -79,8 +79,8 @@ def check_zeros(graph: "ir.Model", model: "Model") -> Iterator[Check]:
         return
     zeros = {name: ~keep for name, keep in masks_of(model).items()}
     floats = sum(int(where.sum()) for name, where in zeros.items() if name not in model.integers)
-    for value in graph.graph.initializers.values() if floats else ():
-        tensor = value.const_value
+    for held in graph.graph.initializers.values() if floats else ():
+        tensor = held.const_value
         if tensor is not None and len(tensor.shape) > 1 and tensor.dtype.is_floating_point():
             floats -= int((tensor.numpy() == 0).sum())
     missing = max(floats, 0)

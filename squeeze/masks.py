@@ -105,7 +105,7 @@ class Kept:
                     if parameter.grad is not None:
                         _local(parameter.grad).masked_fill_(self._zeros(name, parameter), 0)
 
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(masked))
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(masked))  # type: ignore[no-untyped-call]
 
     def restore(self) -> None:
         """Set every pruned weight to 0, exactly: a step of the optimizer may have moved it."""

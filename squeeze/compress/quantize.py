@@ -100,7 +100,9 @@ class QuantizeStage(BaseModel):
         default=None,
         description="share of the weights of each layer of the blocks that become zero in the same pass (SparseGPT), for method gptq",
     )
-    pattern: str = Field(default="unstructured", description="where those zeros may lie: unstructured, or N:M such as 2:4")
+    pattern: str = Field(
+        default="unstructured", description="where those zeros may lie: unstructured, or N:M such as 2:4"
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
     mixed: MixedSettings | None = Field(
         default=None, description="keep the layers that matter most in a better precision, from the calibration split"
@@ -152,16 +154,24 @@ class QuantizeStage(BaseModel):
             )
         for name in ("outliers", "mixed"):
             if getattr(self, name):
-                raise ValueError(f"{asked} is of all weights of a layer, of which {name} keeps some in float. Drop one of the two")
+                raise ValueError(
+                    f"{asked} is of all weights of a layer, of which {name} keeps some in float. Drop one of the two"
+                )
         if self.pattern != "unstructured":
             found = NEIGHBOURS.fullmatch(self.pattern)
             if found is None:
-                raise ValueError(f"pattern {self.pattern!r} is not what GPTQ can prune in one pass: unstructured, or N:M such as 2:4")
+                raise ValueError(
+                    f"pattern {self.pattern!r} is not what GPTQ can prune in one pass: unstructured, or N:M such as 2:4"
+                )
             n, m = int(found[1]), int(found[2])
             if not n < m <= LARGEST_GROUP:
-                raise ValueError(f"pattern {self.pattern}: N of M neighbours become zero, with N below M and M at most {LARGEST_GROUP}")
+                raise ValueError(
+                    f"pattern {self.pattern}: N of M neighbours become zero, with N below M and M at most {LARGEST_GROUP}"
+                )
             if self.sparsity is not None and self.sparsity != n / m:
-                raise ValueError(f"pattern {self.pattern} is a sparsity of {n / m:g}, and sparsity says {self.sparsity:g}. Drop sparsity")
+                raise ValueError(
+                    f"pattern {self.pattern} is a sparsity of {n / m:g}, and sparsity says {self.sparsity:g}. Drop sparsity"
+                )
         return self
 
     @property

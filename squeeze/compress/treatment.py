@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from squeeze.compress.awq import Scaler, clipped, measured
 from squeeze.compress.calibrate import Histogram, Peaks, calibrated, input_grid
 from squeeze.compress.gptq import gptq, output_sqnr_db
-from squeeze.layerwise import Gram, Site, repeated_blocks, walk, width
 from squeeze.compress.outliers import outlier_channels
 from squeeze.compress.plan import Plan
 from squeeze.compress.smooth import SMALLEST, column_peaks, smooth
 from squeeze.errors import QuantizeError
 from squeeze.integers import Grid, InputGrid, IntegerWeight, reciprocal, sqnr_db, static_uint8
+from squeeze.layerwise import Gram, Site, repeated_blocks, walk, width
 from squeeze.masks import Pruned
 from squeeze.model import aliases
 from squeeze.outliers import Outliers
@@ -107,7 +107,9 @@ class Treatment:
             notes.append(f"GPTQ on {len(self.found)} layers from {self.tokens:,} calibration tokens")
         if self.pruned:
             count = sum(one.zeros for one in self.pruned.values())
-            notes.append(f"{count:,} weights of {len(self.pruned)} matrices pruned in the same pass (SparseGPT, {self.stage.pattern})")
+            notes.append(
+                f"{count:,} weights of {len(self.pruned)} matrices pruned in the same pass (SparseGPT, {self.stage.pattern})"
+            )
         if self.layout.is_static:
             notes.append(
                 f"ranges of {len(self.found)} layers' inputs by {self.stage.calibrator} from {self.tokens:,} calibration tokens"

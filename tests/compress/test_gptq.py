@@ -155,9 +155,7 @@ def test_zeros_of_a_mask_are_exact_and_beat_zeros_after_rounding(
     assert bool(at_zero(ours)[~mask].all())
     turned = gptq(weight.T.contiguous(), gram, block, grid, order=order, mask=mask.T, transposed=True)
     assert torch.equal(turned.dequantize().T, ours.dequantize())
-    plain = round_to_nearest(
-        weight * mask, block, unsigned=grid.unsigned, bits=grid.bits, symmetric=grid.symmetric
-    )
+    plain = round_to_nearest(weight * mask, block, unsigned=grid.unsigned, bits=grid.bits, symmetric=grid.symmetric)
     assert bool(at_zero(plain)[~mask].all())
     assert (output_sqnr_db(weight, ours, gram) or 0) > (output_sqnr_db(weight, plain, gram) or 0) + 3
 
@@ -176,9 +174,7 @@ def test_zero_is_a_number_of_every_grid(rows: int, columns: int, middle: float, 
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize(("columns", "block"), [(192, 64), (200, 64), (96, None)])
 @pytest.mark.parametrize("zeros", [Zeros(0.5), Zeros(0.37), Zeros(0.5, 4), Zeros(0.25, 8)], ids=str)
-def test_one_pass_prunes_and_rounds_better_than_two(
-    order: bool, columns: int, block: int | None, zeros: Zeros
-) -> None:
+def test_one_pass_prunes_and_rounds_better_than_two(order: bool, columns: int, block: int | None, zeros: Zeros) -> None:
     gram = gram_of(correlated(2000, columns))
     weight = torch.randn(24, columns, generator=torch.Generator().manual_seed(10))
     ours = gptq(weight, gram, block, Grid(8), order=order, zeros=zeros)

@@ -95,12 +95,17 @@ def examples(count: int, seed: int) -> Examples:
 def masks() -> dict[str, torch.Tensor]:
     """Half of the weights of the tied table and of the layers stay; rows do not divide evenly among processes."""
     generator = torch.Generator().manual_seed(4)
-    shapes = {"embedding.weight": (VOCABULARY, WIDTH), "layers.0.wide.weight": (32, WIDTH), "layers.1.narrow.weight": (WIDTH, 32)}
+    shapes = {
+        "embedding.weight": (VOCABULARY, WIDTH),
+        "layers.0.wide.weight": (32, WIDTH),
+        "layers.1.narrow.weight": (WIDTH, 32),
+    }
     return {name: torch.rand(shape, generator=generator) > 0.5 for name, shape in shapes.items()}
 
 
 def train(job: Any, folder: Path) -> None:
-    """One job; `masked`: of a pruned network; `kill`: step before which this process is gone; `fail`: rank that breaks at step 3; `all fail`: both do."""
+    """One job; `masked`: pruned; `kill`: step before which this process is gone; `fail`: rank that breaks at step 3;
+    `all fail`: both do."""
     settings = Training(
         steps=10, batch=12, accumulation=2, learning_rate=0.01, precision="float32", device=job.get("device", "cpu"), validations=5,
         checkpoint_minutes=1e-9 if job.get("kill") or job.get("checkpoints") else 60, sharding=job.get("sharding", "none"),

@@ -27,7 +27,10 @@ class Cut(Exception):
 
 def masks() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
-    return {name: torch.rand(shape, generator=generator) > 0.5 for name, shape in zip(NAMES, ((30, 8), (8, 8), (3, 8)), strict=True)}
+    return {
+        name: torch.rand(shape, generator=generator) > 0.5
+        for name, shape in zip(NAMES, ((30, 8), (8, 8), (3, 8)), strict=True)
+    }
 
 
 def train(toy: Any, workspace: Path | None, cut: int | None = None, **more: Any) -> tuple[nn.Module, Any]:
@@ -41,7 +44,8 @@ def train(toy: Any, workspace: Path | None, cut: int | None = None, **more: Any)
 
     with kept_zero(objective.network, masks()) as objective.kept:
         found = fit(
-            objective, toy.toy_examples(60), toy.toy_examples(20, 1), Training(**SETTINGS | more), workspace=workspace, key="masked", say=say
+            objective, toy.toy_examples(60), toy.toy_examples(20, 1), Training(**SETTINGS | more), workspace=workspace, key="masked",
+            say=say,
         )  # fmt: skip
     return objective.network, found
 
@@ -122,7 +126,9 @@ def test_a_pruned_model_that_recovers_keeps_its_pattern(tiny_bert_folder: Path, 
 def test_a_student_that_is_cut_keeps_the_zeros_of_its_layers(tiny_bert_folder: Path, data: Data) -> None:
     model, record = distilled(tiny_bert_folder, data, layers=[1])
     assert len(model.pruned) == 6
-    assert all(one == Pruned("2:4", 0.5, model.network.get_parameter(n).numel() // 2) for n, one in model.pruned.items())
+    assert all(
+        one == Pruned("2:4", 0.5, model.network.get_parameter(n).numel() // 2) for n, one in model.pruned.items()
+    )
     for name in model.pruned:
         assert int((model.network.get_parameter(name).view(-1, 4) == 0).sum(1).min()) == 2
     assert any("weights of 6 pruned matrices stay zero" in note for note in record.notes)
