@@ -34,8 +34,7 @@ class RemoveSettings(BaseModel):
         default=None, description="feed-forward neurons of each layer: a share below 1 goes; a whole number stays"
     )
     criterion: PartsCriterionName | None = Field(
-        default=None,
-        description="how parts are ranked: a name in `squeeze methods`; none: influence for layers, activation for others",
+        default=None, description="how parts are ranked: a name in `squeeze methods`; none: influence for layers, activation for others"
     )
 
 
@@ -45,8 +44,7 @@ class ScheduleSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["cubic", "iterative"] = Field(
-        default="cubic",
-        description="cubic: masks follow the curve; iterative: `times` equal cuts, each followed by training",
+        default="cubic", description="cubic: masks follow the curve; iterative: `times` equal cuts, each followed by training"
     )
     start: Share = Field(default=0.0, description="sparsity at the first step")
     begin: float = Field(default=0.0, ge=0, lt=1, description="share of the steps before the first mask")
@@ -60,29 +58,21 @@ class PruneStage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["prune"] = "prune"
-    sparsity: Share | None = Field(
-        default=None, description="share of the weights of all pruned matrices that become zero"
-    )
+    sparsity: Share | None = Field(default=None, description="share of the weights of all pruned matrices that become zero")
     criterion: CriterionName = Field(default="wanda", description="what a weight is worth: a name in `squeeze methods`")
     pattern: str = Field(
         default="unstructured",
         description="unstructured; N:M such as 2:4 (N of M neighbours along the inputs become zero); block-16x16; row (whole outputs)",
     )
     scope: Literal["row", "layer", "global"] | None = Field(
-        default=None,
-        description="weights that are ranked together; none: the criterion's own (row for wanda, else layer)",
+        default=None, description="weights that are ranked together; none: the criterion's own (row for wanda, else layer)"
     )
     allocation: Literal["uniform", "sensitivity", "owl"] = Field(
-        default="uniform",
-        description="how sparsity is spread over matrices: equal; by measured sensitivity; by outliers (OWL)",
+        default="uniform", description="how sparsity is spread over matrices: equal; by measured sensitivity; by outliers (OWL)"
     )
     keep: tuple[str, ...] = Field(default=(), description="matrices that stay dense, as names with * and ?")
-    remove: RemoveSettings | None = Field(
-        default=None, description="parts that are removed, in place of single weights"
-    )
-    schedule: ScheduleSettings | None = Field(
-        default=None, description="prune step by step while training; {} for the defaults"
-    )
+    remove: RemoveSettings | None = Field(default=None, description="parts that are removed, in place of single weights")
+    schedule: ScheduleSettings | None = Field(default=None, description="prune step by step while training; {} for the defaults")
     losses: tuple[LossTerm, ...] = Field(
         default=(), description="with a schedule: what is minimised, from the unpruned model; []: the task's defaults"
     )
