@@ -69,6 +69,40 @@ def check_integers(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     )
 
 
+def check_zeros(graph: "ir.Model", model: "Model") -> Iterator[Check]:
+    """The zeros of pruned matrices, counted in the graph: of integers matrix by matrix, at their zero points; of float ones all together,
+    as exporters turn, stack and scale those."""
+    from squeeze.exporter.placement import integers_in_graph
+    from squeeze.masks import masks_of
+
+    if not model.pruned:
+        return
+    zeros = {name: ~keep for name, keep in masks_of(model).items()}
+    floats = sum(int(where.sum()) for name, where in zeros.items() if name not in model.integers)
+    for held in graph.graph.initializers.values() if floats else ():
+        tensor = held.const_value
+        if tensor is not None and len(tensor.shape) > 1 and tensor.dtype.is_floating_point():
+            floats -= int((tensor.numpy() == 0).sum())
+    missing = max(floats, 0)
+    places: list[dict[str, Any]] = json.loads(graph.metadata_props.get("squeeze.integers", "[]"))
+    seen = set()
+    for place in places:
+        value = graph.graph.initializers.get(place["initializer"])
+        if value is None or value.const_value is None or not zeros.keys() & set(place["layers"]):
+            continue
+        weights = [model.integers[name] for name in place["layers"]]
+        arrays = integers_in_graph(value.const_value.numpy(), place["layout"], weights)
+        for name, array, weight in zip(place["layers"], arrays, weights, strict=True):
+            if name in zeros:
+                seen.add(name)
+                at = weight.zero_point if isinstance(weight.zero_point, int) else weight.wide(weight.zero_point).numpy()
+                where = zeros[name].T if weight.transposed else zeros[name]
+                missing += int((array[where.numpy()] != np.broadcast_to(at, array.shape)[where.numpy()]).sum())
+    missing += sum(int(zeros[name].sum()) for name in model.integers.keys() & zeros.keys() if name not in seen)
+    detail = f"{sum(int(where.sum()) for where in zeros.values()):,} zeros of {len(zeros)} matrices"
+    yield check("zeros of pruned matrices lost", missing, 0, detail)
+
+
 def check_halves(graph: "ir.Model", model: "Model") -> Iterator[Check]:
     """Every 16-bit tensor of the artifact, byte for byte among the graph's initializers."""
     from squeeze.exporter.half import missing_halves

@@ -303,6 +303,7 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
 
     from squeeze.halves import Half
     from squeeze.integers import from_tensors
+    from squeeze.masks import from_rows
 
     artifact = read_artifact(folder)
     manifest = artifact.manifest
@@ -332,7 +333,7 @@ def _from_artifact(folder: Path, settings: ModelSettings) -> Model:
         model.activations = str(manifest.extra["activations"])
     if "half" in manifest.extra:
         model.half = Half.from_row(manifest.extra["half"])  # type: ignore[arg-type]
-    model.artifact, model.source = artifact, manifest.source
+    model.artifact, model.source, model.pruned = artifact, manifest.source, from_rows(manifest.extra.get("pruned"))
     return model
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,6 +43,7 @@ WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
     """The trained model as the first artifact of a chain; reused where its files have not changed."""
+    from squeeze.masks import to_rows
     from squeeze.model import load_model, save_model
 
     inputs = digest_json(
@@ -59,6 +59,7 @@ def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
         return found
     model = load_model(settings, task)
     extra: dict[str, Any] = {"notes": list(model.notes), **_module(model)}
+    extra |= {"pruned": to_rows(model.pruned)} if model.pruned else {}
     return write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, extra=extra)
 
 
@@ -77,6 +78,7 @@ def apply_stage(
     """
     from squeeze.compress.sizes import artifact_bytes
     from squeeze.integers import layout_of
+    from squeeze.masks import to_rows
     from squeeze.model import load_model, save_model
     from squeeze.training import processes
 
@@ -112,7 +114,7 @@ def apply_stage(
     if model.half is not None:
         extra["half"] = model.half.as_row()
     if model.pruned:
-        extra["pruned"] = {name: asdict(pruned) for name, pruned in model.pruned.items()}
+        extra["pruned"] = to_rows(model.pruned)
 
     def fill(place: Path) -> StageRecord:
         save_model(model, place)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from squeeze.contents import check, check_cache, check_halves, check_input_grids, check_integers
+from squeeze.contents import check, check_cache, check_halves, check_input_grids, check_integers, check_zeros
 from squeeze.errors import SqueezeError
 from squeeze.report.schema import Check
 from squeeze.tasks import TASKS
@@ -71,11 +71,10 @@ def verify(model: "Model", folder: Path, settings: VerifySettings | None = None,
     graph = ir.load(folder / MODEL_FILE)
     cache = cache_scales(graph)
     simulated = simulation(model, cache)
-    written, _ = without_silent(
-        model
-    )  # the bytes are those of the heads that speak, the answers those of the whole checkpoint
+    # The bytes are those of the heads that speak, the answers those of the whole checkpoint.
+    written, _ = without_silent(model)
     checks = [_check_interface(graph, model), *check_integers(graph, written), *check_input_grids(graph, written)]
-    checks += check_halves(graph, written)
+    checks += [*check_halves(graph, written), *check_zeros(graph, written)]
     in_half = model.half is not None and graph.metadata_props.get(COMPUTES) == model.half.dtype
     rng = np.random.default_rng(seed)
     # With several threads the LSTM kernel rounds the states of a batch in parts; the simulation rounds them as one.

@@ -87,6 +87,8 @@ def train(
     """See QatStage.apply. Raises QuantizeError for a model without integers, without texts, and for a loss that is no number."""
     import torch
 
+    from squeeze.masks import kept_zero, masks_of
+
     if not model.integers:
         raise QuantizeError(f"{model.source} is not quantized yet. Put a quantize stage before qat.")
     if not texts:
@@ -104,7 +106,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor("linear", step, steps, stage.warm_up))
     generator = torch.Generator().manual_seed(stage.seed)
     losses: list[float] = []
-    with layers:
+    with kept_zero(model.network, masks_of(model)), layers:  # of what is zero by now, also by rounding
         for _ in range(stage.epochs):
             for number in torch.randperm(len(texts), generator=generator).tolist():
                 loss = _loss(stage, model, teacher, texts[number])
@@ -123,6 +125,11 @@ def train(
                     done(len(losses), steps)
         moved = layers.harvest()
     model.network.eval().requires_grad_(False)
+    kept = (
+        (f"all zeros of {len(model.pruned)} pruned matrices stayed, also those that rounding had made",)
+        if model.pruned
+        else ()
+    )
     part = max(1, len(losses) // 10)
     notes = (
         f"{steps} steps of {stage.batch} texts; loss {_mean(losses[:part]):.4g} in the first tenth, "
@@ -130,7 +137,11 @@ def train(
         f"{moved:.1%} of the integers changed" + (f", {len(ranges)} input ranges learned" if ranges else ""),
     )  # fmt: skip
     return StageRecord(
-        kind="qat", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(), notes=notes
+        kind="qat",
+        settings=stage.model_dump(mode="json"),
+        seconds=time.monotonic() - started,
+        layers=(),
+        notes=notes + kept,
     )
 
 

@@ -7,6 +7,7 @@ A method says how a weight finds its integer; scheme and method are chosen apart
 Rejected: letting ONNX Runtime's own quantizer choose integers at export, which nobody could then compare with anything.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,6 +18,7 @@ from squeeze.compress.layers import refuse_nonfinite, sparsity_of
 from squeeze.compress.mixed import MixedSettings
 from squeeze.compress.schemes import CALIBRATOR_NAMES, METHODS, SCHEMES, Layout
 from squeeze.errors import QuantizeError, nearest
+from squeeze.pruning.settings import Share
 from squeeze.report.schema import LayerRow, StageRecord
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from squeeze.compress.gptq import Zeros
     from squeeze.compress.plan import Plan
     from squeeze.compress.treatment import Treated
     from squeeze.model import Model
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
     Batches = Sequence[Mapping[str, NDArray[np.int64]]]
     """Calibration texts as the network takes them: input_ids, attention_mask, …, each [batch, length]."""
     Done = Callable[[int, int], None]
+
+
+NEIGHBOURS = re.compile(r"([1-9]\d*):([1-9]\d*)")
+LARGEST_GROUP = 64
+"""Largest M of a pattern N:M: whole groups lie in one lazy block of GPTQ."""
 
 
 class QuantizeStage(BaseModel):
@@ -88,6 +96,13 @@ class QuantizeStage(BaseModel):
         ge=0,
         description="input channels of each layer that stay in float, those with the largest peaks (LLM.int8()), for row-wise schemes",
     )
+    sparsity: Share | None = Field(
+        default=None,
+        description="share of the weights of each layer of the blocks that become zero in the same pass (SparseGPT), for method gptq",
+    )
+    pattern: str = Field(
+        default="unstructured", description="where those zeros may lie: unstructured, or N:M such as 2:4"
+    )
     keep: tuple[str, ...] = Field(default=(), description="layers that stay in float, as names with * and ?")
     mixed: MixedSettings | None = Field(
         default=None, description="keep the layers that matter most in a better precision, from the calibration split"
@@ -127,6 +142,46 @@ class QuantizeStage(BaseModel):
                 f"curve compares calibration texts, which scheme {self.scheme} with method {self.method} reads none of. Drop it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _prunes_what_it_can(self) -> "QuantizeStage":
+        if self.sparsity is None and self.pattern == "unstructured":
+            return self
+        asked = f"pattern {self.pattern}" if self.sparsity is None else f"sparsity {self.sparsity:g}"
+        if self.method != "gptq":
+            raise ValueError(
+                f"{asked} prunes while GPTQ rounds; method {self.method} only rounds. Set method: gptq, or put a prune stage before it"
+            )
+        for name in ("outliers", "mixed"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{asked} is of all weights of a layer, of which {name} keeps some in float. Drop one of the two"
+                )
+        if self.pattern != "unstructured":
+            found = NEIGHBOURS.fullmatch(self.pattern)
+            if found is None:
+                raise ValueError(
+                    f"pattern {self.pattern!r} is not what GPTQ can prune in one pass: unstructured, or N:M such as 2:4"
+                )
+            n, m = int(found[1]), int(found[2])
+            if not n < m <= LARGEST_GROUP:
+                raise ValueError(
+                    f"pattern {self.pattern}: N of M neighbours become zero, with N below M and M at most {LARGEST_GROUP}"
+                )
+            if self.sparsity is not None and self.sparsity != n / m:
+                raise ValueError(
+                    f"pattern {self.pattern} is a sparsity of {n / m:g}, and sparsity says {self.sparsity:g}. Drop sparsity"
+                )
+        return self
+
+    @property
+    def zeros(self) -> "Zeros | None":
+        """What becomes zero while GPTQ rounds; None where nothing does."""
+        from squeeze.compress.gptq import Zeros
+
+        if found := NEIGHBOURS.fullmatch(self.pattern):
+            return Zeros(int(found[1]) / int(found[2]), int(found[2]))
+        return None if self.sparsity is None else Zeros(self.sparsity)
 
     @property
     def progress_noun(self) -> str:
@@ -209,7 +264,7 @@ def quantize_model(
         rows, notes = mixture.annotated(rows), (*notes, *mixture.outcome(model))
     return StageRecord(
         kind="quantize", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started,
-        layers=tuple(rows), notes=(*equalized, *notes, _summary(model, rows)), warnings=warned, curve=curve,
+        layers=tuple(rows), notes=(*equalized, *notes, _summary(model, rows), *_zeros(model)), warnings=warned, curve=curve,
     )  # fmt: skip
 
 
@@ -222,6 +277,11 @@ def _refuse_impossible(model: "Model", stage: QuantizeStage, layout: Layout, cal
     if stage.symmetric is False and layout.block_size == 0:
         raise QuantizeError(
             f"{stage.scheme} is symmetric for {model.task}: its kernel has no zero point for weights. Drop symmetric."
+        )
+    if stage.zeros is not None and model.pruned:
+        raise QuantizeError(
+            f"{model.source} is pruned already ({len(model.pruned)} matrices), and the stage prunes anew. Drop sparsity and pattern: GPTQ "
+            "keeps the zeros that are there."
         )
     if stage.symmetric is False and layout.bits == 8:
         raise QuantizeError("8-bit blocks are symmetric: the embedding kernel shares their bytes. Drop symmetric.")
@@ -317,6 +377,19 @@ def _row(model: "Model", name: str, plan: "Plan", treated: "Treated | None") -> 
         name=name, shape=shape, bits=8 * integer.stored_bytes / weight.numel(), sparsity=sparsity_of(weight), sqnr_db=noise,
         output_sqnr_db=None if treated is None else treated.output_sqnr_db, note="; ".join((plan.described, *said)),
     )  # fmt: skip
+
+
+def _zeros(model: "Model") -> tuple[str, ...]:
+    """What became of the zeros of pruned matrices, in words."""
+    if not model.pruned:
+        return ()
+    from squeeze.masks import further_zeros
+
+    kept, more = sum(one.zeros for one in model.pruned.values()), further_zeros(model)
+    said = f"all {kept:,} zeros of {len(model.pruned)} pruned matrices are zero still"
+    if more:
+        said += f"; rounding made {sum(more.values()):,} more weights zero, in {len(more)} of them"
+    return (said,)
 
 
 def _summary(model: "Model", rows: list[LayerRow]) -> str:

@@ -20,8 +20,9 @@ from squeeze.compress.outliers import outlier_channels
 from squeeze.compress.plan import Plan
 from squeeze.compress.smooth import SMALLEST, column_peaks, smooth
 from squeeze.errors import QuantizeError
-from squeeze.integers import InputGrid, reciprocal, sqnr_db, static_uint8
-from squeeze.layerwise import Gram, Site, walk, width
+from squeeze.integers import Grid, InputGrid, IntegerWeight, reciprocal, sqnr_db, static_uint8
+from squeeze.layerwise import Gram, Site, repeated_blocks, walk, width
+from squeeze.masks import Pruned
 from squeeze.model import aliases
 from squeeze.outliers import Outliers
 from squeeze.simulation import input_rounding
@@ -77,6 +78,9 @@ class Treatment:
         self.names = aliases(model.network)
         self.scaler = Scaler.of(model) if stage.method.startswith("awq") else None
         self.tokens = self.smoothed = self.corrected = self.silent = self.relieved = 0
+        self.zeros = stage.zeros if stage.method == "gptq" else None
+        self.pruned: dict[str, Pruned] = {}
+        self.inside = {id(p) for p in repeated_blocks(model.network)[1].parameters()} if self.zeros else set()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def walk(self, calibration: Batches, done: "Callable[[int, int], None] | None") -> tuple[str, ...]:
@@ -92,6 +96,7 @@ class Treatment:
                 f"no layer of {self.model.source} can keep outliers in float: none reads its inputs row by row with weights of its "
                 "own. Drop outliers."
             )
+        self.model.pruned = self.model.pruned | self.pruned
         return self._notes()
 
     def _notes(self) -> tuple[str, ...]:
@@ -100,6 +105,11 @@ class Treatment:
             notes.append(f"ranges of {len(self.found)} layers' blocks clipped from {self.tokens:,} calibration tokens")
         if self.stage.method.endswith("gptq"):
             notes.append(f"GPTQ on {len(self.found)} layers from {self.tokens:,} calibration tokens")
+        if self.pruned:
+            count = sum(one.zeros for one in self.pruned.values())
+            notes.append(
+                f"{count:,} weights of {len(self.pruned)} matrices pruned in the same pass (SparseGPT, {self.stage.pattern})"
+            )
         if self.layout.is_static:
             notes.append(
                 f"ranges of {len(self.found)} layers' inputs by {self.stage.calibrator} from {self.tokens:,} calibration tokens"
@@ -140,9 +150,13 @@ class Treatment:
         nearest = [output_sqnr_db(plan.weight, plan.to_nearest(), matrix) for _, _, plan in layers]
         if self.scaler is not None and size is not None:
             matrix, said = self.scaler.fold(layers, matrix, size)
-        rounded = gptq if self.stage.method.endswith("gptq") else clipped
+        compensates = self.stage.method.endswith("gptq")
         for (name, _, plan), theirs in zip(layers, nearest, strict=True):
-            integer = rounded(plan.weight, matrix, plan.block_size, plan.own_grid, transposed=plan.transposed)
+            if compensates:
+                rows = plan.weight.T if plan.transposed else plan.weight
+                integer = self._rounded(name, plan, rows, matrix, plan.own_grid)
+            else:
+                integer = clipped(plan.weight, matrix, plan.block_size, plan.own_grid, transposed=plan.transposed)
             ours = output_sqnr_db(plan.weight, integer, matrix)
             note = "" if theirs is None else f"outputs of rounding to nearest: {theirs:.1f} dB"
             self.found[name] = Treated(None, ours, tuple(text for text in (said, note) if text))
@@ -163,7 +177,7 @@ class Treatment:
         first = _first_rows(site)
         for (name, module, plan), matrix, wide in zip(layers, matrices, scaled, strict=True):
             if self.stage.method == "gptq":
-                integer = gptq(wide, gram.matrix, None, plan.own_grid)
+                integer = self._rounded(name, plan, wide, gram.matrix, plan.own_grid)
                 noise = None
             else:
                 integer = plan.rounded(wide.T if plan.transposed else wide)
@@ -181,6 +195,21 @@ class Treatment:
             self._hooks.append(
                 module.register_forward_pre_hook(lambda _, x, rounding=rounding: (rounding(x[0]), *x[1:]))
             )
+
+    def _rounded(self, name: str, plan: Plan, rows: Tensor, gram: Tensor, grid: Grid) -> IntegerWeight:
+        """GPTQ of `rows` [out, in]; zeros of a pruned matrix stay, and where the stage prunes too they are made here."""
+        zeros = self.zeros if id(plan.weight) in self.inside else None
+        if zeros is not None:
+            if zeros.group is not None and rows.shape[1] % zeros.group:
+                raise QuantizeError(
+                    f"pattern {self.stage.pattern}: {name} has {rows.shape[1]} input channels, which {zeros.group} does not divide. "
+                    "Choose pattern: unstructured, or keep that layer in float with keep."
+                )
+            count = zeros.count(*rows.shape)
+            self.pruned[name] = Pruned(self.stage.pattern, zeros.sparsity, count)
+        mask = rows != 0 if name in self.model.pruned else None
+        found = gptq(rows, gram, plan.block_size, grid, mask=mask, zeros=zeros)
+        return replace(found, transposed=plan.transposed)
 
     def _outliers(
         self, layers: list[tuple[str, nn.Module, Plan]], peaks: Peaks, matrices: list[Tensor]

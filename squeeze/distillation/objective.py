@@ -117,6 +117,7 @@ class Distillation(Objective):
         for name, parameter in self.network.named_parameters():
             if any(part in name for part in self.frozen):
                 parameter.requires_grad_(False)
+        self.changed()
 
     def units(self, batch: "Mapping[str, Tensor]") -> float:
         """Texts, or tokens that are predicted."""

@@ -118,9 +118,17 @@ def distill(
     from squeeze.data import check_fits
     from squeeze.distillation.losses import LOSSES
     from squeeze.distillation.objective import Distillation, layers_and_width
-    from squeeze.distillation.students import check_pair, make_student, needs_texts, same_tokenizer, shrink_notes
+    from squeeze.distillation.students import (
+        check_pair,
+        make_student,
+        needs_texts,
+        same_tokenizer,
+        shrink_notes,
+        zeros_notes,
+    )
     from squeeze.distillation.teaching import answering, close
     from squeeze.distillation.texts import check_texts, further, sampler
+    from squeeze.masks import kept_zero, masks_of
     from squeeze.training import fit, processes
     from squeeze.training.examples import by_length, from_split, from_texts
 
@@ -150,6 +158,7 @@ def distill(
     check_fits(data, student.config)
     check_fits(data, tutor.config)
     sizes, warnings = shrink_notes(student, tutor)
+    notes += zeros_notes(model, student)
     examples = from_split(split, student.tokenizer, data.settings.max_length)
     held = stage.training.held_of(len(examples))
     if stage.training.patience is not None and not held:
@@ -180,17 +189,18 @@ def distill(
     seconds = time.monotonic() - begun
     objective.teacher = (answers,)
     try:
-        found = fit(
-            objective, learned, judged, stage.training, workspace=workspace, key=key, say=done,
-            events=None if workspace is None else events_folder(workspace),
-        )  # fmt: skip
+        with kept_zero(student.network, masks_of(student)) as objective.kept:
+            found = fit(
+                objective, learned, judged, stage.training, workspace=workspace, key=key, say=done,
+                events=None if workspace is None else events_folder(workspace),
+            )  # fmt: skip
     finally:
         close(answers)
     curve = found.curve if stage.cache is None else found.curve.model_copy(update={"teacher_seconds": seconds})
     network = objective.network  # another object than the student's where weights were divided among processes
     model.network, model.config, model.tokenizer = network, student.config, student.tokenizer
     model.factory, model.activations = student.factory, "float"
-    model.integers, model.half, model.artifact = {}, None, None
+    model.integers, model.half, model.artifact, model.pruned = {}, None, None, student.pruned
     return StageRecord(
         kind="distill", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=(),
         notes=(*notes, *sizes, *added, *kept, *found.notes), warnings=warnings, training=curve,

@@ -8,6 +8,7 @@ import torch
 
 from squeeze.distillation.importance import block_influence, head_importance, neuron_importance
 from squeeze.errors import TrainError, nearest
+from squeeze.masks import carried
 from squeeze.narrowing import (
     best_heads,
     best_neurons,
@@ -101,7 +102,8 @@ def make_student(
 
 def _as_student(model: "Model", network: Any) -> "Model":
     return dataclasses.replace(
-        model, network=network, config=network.config.to_dict(), integers={}, half=None, artifact=None, activations="float"
+        model, network=network, config=network.config.to_dict(), integers={}, half=None, artifact=None, activations="float",
+        pruned=carried(network, model),
     )  # fmt: skip
 
 
@@ -267,6 +269,14 @@ def shrink_notes(student: "Model", teacher: "Model") -> tuple[tuple[str, ...], t
         "the exchange. Name a smaller student, or train the teacher itself further."
     )
     return notes, (warning,)
+
+
+def zeros_notes(model: "Model", student: "Model") -> tuple[str, ...]:
+    """What becomes of the zeros of a pruned model, or of a student that comes pruned."""
+    if student.pruned:
+        zeros = sum(one.zeros for one in student.pruned.values())
+        return (f"{zeros:,} weights of {len(student.pruned)} pruned matrices stay zero",)
+    return (f"none of the model's {len(model.pruned)} pruned matrices is part of the student",) if model.pruned else ()
 
 
 def _share(scores: "Sequence[Tensor]", kept: Sequence[Sequence[int]]) -> str:

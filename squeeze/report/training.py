@@ -80,7 +80,8 @@ def training_words(curve: TrainingCurve) -> str:
     said = []
     kept = next((v for v in curve.validations if v.step == curve.kept), None)
     if kept is not None:
-        best = "best" if _is_best(curve, kept) else "last"
+        other = "last" if kept is curve.validations[-1] else "best that counted"
+        best = "best" if _is_best(curve, kept) else other
         tests = count(len(curve.validations), "validation")
         said.append(
             f"kept the weights of step {kept.step:,}, {curve.metric} {metric_text(curve, kept.value)} on {curve.held_out:,} "

@@ -309,9 +309,9 @@ class _Run:
             self._fail(
                 f"{self.objective.metric} on the held-out examples is {value} after step {step}", "Lower learning_rate."
             )
-        best = self.trace.best_value()
+        better = self.objective.counts(step) and self.trace.is_better(value, self.objective.better)
         self.trace.validations.append(Validation(step=step, tokens=self.trace.tokens[-1], value=value))
-        if best is None or (value > best if self.objective.better == "higher" else value < best):
+        if better:
             self.trace.best = step
             if self.settings.keep == "best":
                 if self.workspace is not None:

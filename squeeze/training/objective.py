@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from squeeze.masks import Kept
+
 
 class Objective(nn.Module):
     """The network in training with whatever is trained beside it (projections, say), as one module that engines wrap whole.
@@ -21,6 +23,8 @@ class Objective(nn.Module):
     metric: str = "loss"
     """What `judge` measures: accuracy, perplexity, cosine …"""
     better: Literal["higher", "lower"] = "lower"
+    kept: "Kept | None" = None
+    """Zeros that the training leaves as they are."""
 
     def forward(self, batch: "Mapping[str, Tensor]", judge: bool = False) -> "dict[str, Tensor]":
         """Every loss's share of the whole, by its name, weights included, each the mean over the batch's `units`.
@@ -37,6 +41,16 @@ class Objective(nn.Module):
     def requires_grad_of_trained(self) -> None:
         """Say which parameters learn: all, unless a stage freezes some."""
         self.requires_grad_(True)
+        self.changed()
+
+    def changed(self) -> None:
+        """Hear that parameters were frozen, freed, or replaced by this process's shares of them."""
+        if self.kept is not None:
+            self.kept.watch()
+
+    def counts(self, step: int) -> bool:
+        """Whether the weights after `step` may be those that come out as the best ones."""
+        return True
 
     def write(self, folder: "Path") -> bool:
         """Write the network as a model that people can open, into an empty folder; False where the stage knows no such form."""

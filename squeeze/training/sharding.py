@@ -41,6 +41,7 @@ def divide(objective: "Objective", device: torch.device) -> nn.Module:
     for layer in list(layers(objective.network)):
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
+    objective.changed()
     return skeleton
 
 

@@ -64,6 +64,11 @@ class Trace:
         """The metric of the best validation."""
         return None if self.best is None else next(v.value for v in self.validations if v.step == self.best)
 
+    def is_better(self, value: float, better: str) -> bool:
+        """Whether a validation is better than all before it that counted."""
+        best = self.best_value()
+        return best is None or (value > best if better == "higher" else value < best)
+
     def since_best(self) -> int:
         """Validations after the best one."""
         return 0 if self.best is None else sum(v.step > self.best for v in self.validations)

@@ -1,12 +1,15 @@
 """GPTQ: by hand on two columns, then as claims about real inputs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from squeeze.compress.gptq import fit_scales, gptq, output_sqnr_db
-from squeeze.integers import Grid, round_to_nearest
+from squeeze.compress.gptq import Zeros, fit_scales, gptq, output_sqnr_db
+from squeeze.integers import Grid, IntegerWeight, round_to_nearest
 from squeeze.second_order import DAMPING
 
 INT4 = Grid(4, symmetric=False)
@@ -116,3 +119,84 @@ def test_searched_scales_never_lose_more_than_the_extremes() -> None:
 
     assert bool((loss(True) <= loss(False) * (1 + 1e-5)).all())
     assert float(loss(True).sum()) < 0.97 * float(loss(False).sum())
+
+
+def halved(weight: torch.Tensor) -> torch.Tensor:
+    """True for the larger half of all weights."""
+    return weight.abs() > weight.abs().flatten().median()
+
+
+def at_zero(integer: IntegerWeight) -> torch.Tensor:
+    return integer.dequantize() == 0
+
+
+def test_a_masked_column_gives_all_of_it_to_the_next_by_hand() -> None:
+    """The first weight of the first row is pruned: its integer is that of 0, and what is lost goes on like an error of rounding."""
+    gram = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    weight = torch.tensor([[-2.0, 3.0], [-0.4, -7.0]])
+    mask = torch.tensor([[False, True], [True, True]])
+    inverse = torch.linalg.inv(gram + DAMPING * torch.eye(2))
+    found = gptq(weight, gram, None, Grid(4, symmetric=True), order=False, search=False, mask=mask)
+    assert float(found.scale[0]) == pytest.approx(3 / 7)  # of what stays
+    moved = 3.0 + 2.0 * float(inverse[0, 1] / inverse[0, 0])
+    assert round(moved * 7 / 3) == 5
+    assert found.integers[0].int().sub(8).tolist() == [0, 5]
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize("grid", [INT4, Grid(4), Grid(8, unsigned=False)], ids=["asymmetric", "symmetric", "int8"])
+@pytest.mark.parametrize(("columns", "block"), [(192, 64), (200, 64), (96, None)])
+def test_zeros_of_a_mask_are_exact_and_beat_zeros_after_rounding(
+    order: bool, grid: Grid, columns: int, block: int | None
+) -> None:
+    gram = gram_of(correlated(2000, columns))
+    weight = torch.randn(24, columns, generator=torch.Generator().manual_seed(9))
+    mask = halved(weight)
+    ours = gptq(weight, gram, block, grid, order=order, mask=mask)
+    assert bool(at_zero(ours)[~mask].all())
+    turned = gptq(weight.T.contiguous(), gram, block, grid, order=order, mask=mask.T, transposed=True)
+    assert torch.equal(turned.dequantize().T, ours.dequantize())
+    plain = round_to_nearest(weight * mask, block, unsigned=grid.unsigned, bits=grid.bits, symmetric=grid.symmetric)
+    assert bool(at_zero(plain)[~mask].all())
+    assert (output_sqnr_db(weight, ours, gram) or 0) > (output_sqnr_db(weight, plain, gram) or 0) + 3
+
+
+@given(st.integers(1, 6), st.integers(1, 40), st.floats(-3, 3), st.sampled_from([None, 16, 32]), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_zero_is_a_number_of_every_grid(rows: int, columns: int, middle: float, block: int | None, seed: int) -> None:
+    """Rows of one sign too: the zero point is an integer within the bounds, so that what is pruned is rounded to exactly 0."""
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) + middle
+    weight[weight.abs() < 1] = 0
+    for bits, symmetric, unsigned in ((4, False, True), (4, True, True), (8, False, True), (8, True, False)):
+        found = round_to_nearest(weight, block, unsigned=unsigned, bits=bits, symmetric=symmetric).dequantize()
+        assert bool((found[weight == 0] == 0).all())
+
+
+@pytest.mark.parametrize("order", [False, True])
+@pytest.mark.parametrize(("columns", "block"), [(192, 64), (200, 64), (96, None)])
+@pytest.mark.parametrize("zeros", [Zeros(0.5), Zeros(0.37), Zeros(0.5, 4), Zeros(0.25, 8)], ids=str)
+def test_one_pass_prunes_and_rounds_better_than_two(order: bool, columns: int, block: int | None, zeros: Zeros) -> None:
+    gram = gram_of(correlated(2000, columns))
+    weight = torch.randn(24, columns, generator=torch.Generator().manual_seed(10))
+    ours = gptq(weight, gram, block, Grid(8), order=order, zeros=zeros)
+    gone = at_zero(ours)
+    by_rounding = 24 * columns // 50  # of so many weights some that stay are small enough to be rounded to 0
+    assert 0 <= int(gone.sum()) - zeros.count(24, columns) < by_rounding
+    if zeros.group is not None:
+        assert int(gone.view(24, -1, zeros.group).sum(2).min()) >= zeros.sparsity * zeros.group
+    rounded = gptq(weight, gram, block, Grid(8), order=order)
+    scores = rounded.dequantize().square() * gram.diagonal()  # Wanda's
+    after = replace(rounded, integers=torch.where(zeros.chosen(scores, 0), 128, rounded.integers).to(torch.uint8))
+    assert (output_sqnr_db(weight, ours, gram) or 0) > (output_sqnr_db(weight, after, gram) or 0) + 3
+
+
+def test_zeros_are_counted_exactly_whatever_the_stretches() -> None:
+    scores = torch.rand(7, 50, generator=torch.Generator().manual_seed(11))
+    for sparsity in (0.0, 0.31, 0.5, 0.99):
+        zeros = Zeros(sparsity)
+        found = [zeros.chosen(scores[:, a:b], a) for a, b in ((0, 13), (13, 26), (26, 50))]
+        assert int(torch.cat(found, 1).sum()) == zeros.count(7, 50)
+        least = zeros.chosen(scores, 0)
+        assert not bool(least.any()) or float(scores[least].max()) <= float(scores[~least].min())
+    pairs = Zeros(0.5, 4).chosen(torch.tensor([[4.0, 1.0, 3.0, 2.0, 0.0, 0.0, 9.0, 8.0]]), 0)
+    assert pairs.tolist() == [[False, True, False, True, True, True, False, False]]

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from squeeze.errors import TrainError
+from squeeze.masks import kept_zero
 from squeeze.training import Examples, Objective, Training, fit, processes
 
 VOCABULARY, WIDTH = 50, 16
@@ -91,8 +92,20 @@ def examples(count: int, seed: int) -> Examples:
     return Examples(np.concatenate(rows).astype(np.int32), starts, None, None, 0)
 
 
+def masks() -> dict[str, torch.Tensor]:
+    """Half of the weights of the tied table and of the layers stay; rows do not divide evenly among processes."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = {
+        "embedding.weight": (VOCABULARY, WIDTH),
+        "layers.0.wide.weight": (32, WIDTH),
+        "layers.1.narrow.weight": (WIDTH, 32),
+    }
+    return {name: torch.rand(shape, generator=generator) > 0.5 for name, shape in shapes.items()}
+
+
 def train(job: Any, folder: Path) -> None:
-    """One job; `kill`: step before which this process is gone; `fail`: rank that breaks at step 3; `all fail`: both do."""
+    """One job; `masked`: pruned; `kill`: step before which this process is gone; `fail`: rank that breaks at step 3;
+    `all fail`: both do."""
     settings = Training(
         steps=10, batch=12, accumulation=2, learning_rate=0.01, precision="float32", device=job.get("device", "cpu"), validations=5,
         checkpoint_minutes=1e-9 if job.get("kill") or job.get("checkpoints") else 60, sharding=job.get("sharding", "none"),
@@ -107,7 +120,8 @@ def train(job: Any, folder: Path) -> None:
             raise TrainError("both broke")
 
     objective = Next(job.get("drop", 0.0), before, settings.accumulation)
-    found = fit(objective, examples(100, 0), examples(31, 1), settings, workspace=folder / job["workspace"], key="k")  # fmt: skip
+    with kept_zero(objective.network, masks() if job.get("masked") else {}) as objective.kept:
+        found = fit(objective, examples(100, 0), examples(31, 1), settings, workspace=folder / job["workspace"], key="k")  # fmt: skip
     if processes.is_main():
         network = objective.network
         save_file({n: p.detach().clone() for n, p in network.named_parameters()}, folder / f"{job['name']}.safetensors")

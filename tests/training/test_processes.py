@@ -71,9 +71,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"name": "ddp", "workspace": "a"},
         {"name": "fsdp", "workspace": "b", "sharding": "fsdp", "checkpoints": True},
         {"name": "dropout", "workspace": "c", "drop": 0.3},
+        {"name": "masked ddp", "workspace": "e", "masked": True},
+        {"name": "masked fsdp", "workspace": "f", "masked": True, "sharding": "fsdp"},
     )
     assert ended == [(0, ""), (0, "")]
     _script().train({"name": "single", "workspace": "d"}, folder)
+    _script().train({"name": "masked single", "workspace": "g", "masked": True}, folder)
     return folder
 
 
@@ -95,6 +98,19 @@ def test_two_processes_have_the_curve_and_the_weights_of_one(both: Path, name: s
 def test_what_comes_out_is_an_ordinary_network_and_children_see_no_launcher(both: Path, name: str) -> None:
     told = json.loads((both / f"{name}.json").read_text())
     assert (told["tied"], told["kind"], told["launcher"]) == (True, "Layer", [])
+
+
+@pytest.mark.parametrize("name", ["masked ddp", "masked fsdp"])
+def test_pruned_weights_are_zero_on_several_processes_and_all_else_as_on_one(both: Path, name: str) -> None:
+    one, two = (json.loads((both / f"{n}.json").read_text()) for n in ("masked single", name))
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    ours, theirs, free = (load_file(both / f"{n}.safetensors") for n in ("masked single", name, "single"))
+    for key, keep in _script().masks().items():
+        assert np.array_equal(theirs[key] == 0, ~keep.numpy())
+        assert np.array_equal(ours[key] == 0, ~keep.numpy())
+        assert (free[key] != 0).all()
+    for key, weights in ours.items():
+        np.testing.assert_allclose(theirs[key], weights, atol=1e-4)
 
 
 def test_two_that_are_killed_go_on_bit_for_bit(both: Path) -> None:
