@@ -31,6 +31,7 @@ def list_methods() -> list[Method]:
     from squeeze.distillation.settings import StudentSettings
     from squeeze.pruning.criteria import CRITERIA
     from squeeze.pruning.patterns import PATTERNS
+    from squeeze.pruning.structures import PARTS
     from squeeze.rows import ASSETS
     from squeeze.runtimes import RUNTIMES
     from squeeze.tasks import TASKS
@@ -62,6 +63,7 @@ def list_methods() -> list[Method]:
         tasks = "" if loss.tasks == ALL else f"; for {' and '.join(sorted(loss.tasks))}"
         rows.append(Method("loss", name, f"{loss.summary}: {loss.equation}{tasks}", loss.source))
     rows += [Method("criterion", name, criterion.summary, criterion.source) for name, criterion in CRITERIA.items()]
+    rows += [Method("parts", name, criterion.summary, criterion.source) for name, criterion in PARTS.items()]
     rows += [Method("pattern", name, pattern.summary, pattern.source) for name, pattern in PATTERNS.items()]
     rows += [Method("task", name, f"{task.head}; judged by {task.metric}", "") for name, task in TASKS.items()]
     rows += [Method("runtime", name, (kind.__doc__ or "").splitlines()[0], "") for name, kind in RUNTIMES.items()]

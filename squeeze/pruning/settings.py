@@ -118,6 +118,10 @@ class PruneStage(BaseModel):
         default="uniform",
         description="how sparsity is spread over matrices: equal; by measured sensitivity; by outliers (OWL)",
     )
+    scan: Literal["block", "matrix"] = Field(
+        default="block",
+        description="with allocation sensitivity: what is tried apart, whole layers or each matrix (several times as long)",
+    )
     keep: tuple[str, ...] = Field(default=(), description="matrices that stay dense, as names with * and ?")
     remove: RemoveSettings | None = Field(
         default=None, description="parts that are removed, in place of single weights"

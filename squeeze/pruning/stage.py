@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from squeeze.data import Data
     from squeeze.distillation.taught import Taught
     from squeeze.model import Model
+    from squeeze.report.sensitivity_table import SensitivityTable
 
 Batches = Sequence[Mapping[str, NDArray[np.int64]]]
 Done = Callable[..., None]
-SCANNED = 0.2
-"""How far from the asked sparsity the others lie at which each matrix is tried, for an allocation by sensitivity."""
+SCANNED = 0.1
+"""How far apart the sparsities lie at which parts are tried, two on each side of what is asked, for an allocation by sensitivity."""
 
 
 def prune(
@@ -37,15 +38,13 @@ def prune(
     """See PruneStage.apply."""
     started = time.monotonic()
     if stage.remove is not None:
-        notes, rows = _removed(model, stage.remove, batches, done)
+        notes, rows = _removed(model, stage, stage.remove, batches, done)
         return StageRecord(
             kind="prune", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=rows, notes=notes
         )  # fmt: skip
     if stage.schedule is not None:
-        from squeeze.pruning.gradual import prune_gradually
-
-        return prune_gradually(stage, model, teacher, data, workspace, key, done)
-    sparsities = _allocated(model, stage, batches, done)
+        return _gradually(stage, model, teacher, data, workspace, key, done, started)
+    sparsities, scanned = _allocated(model, stage, batches, done)
     asked = {m.name: stage.share for m in matrices(model.network, stage.keep) if not m.note}
     asked.update(sparsities or {})
     rows = prune_weights(model, stage, batches, done, sparsities=sparsities)
@@ -54,12 +53,25 @@ def prune(
         model.pruned[name] = Pruned(stage.pattern, asked[name], count)
     return StageRecord(
         kind="prune", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=rows,
-        notes=_notes(model, stage, batches, rows, zeros), warnings=_warnings(model, stage, rows),
+        notes=_notes(model, stage, batches, rows, zeros), warnings=_warnings(model, stage, rows), sensitivity=scanned,
+    )  # fmt: skip
+
+
+def _gradually(
+    stage: PruneStage, model: "Model", teacher: "Taught | None", data: "Data | None", workspace: Path | None, key: Digest,
+    done: Done | None, started: float,
+) -> StageRecord:  # fmt: skip
+    from squeeze.pruning.gradual import prune_gradually
+
+    rows, notes, curve = prune_gradually(stage, model, teacher, data, workspace, key, done)
+    return StageRecord(
+        kind="prune", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=rows, notes=notes,
+        warnings=_warnings(model, stage, rows), training=curve,
     )  # fmt: skip
 
 
 def _removed(
-    model: "Model", remove: RemoveSettings, batches: Batches, done: Done | None
+    model: "Model", stage: PruneStage, remove: RemoveSettings, batches: Batches, done: Done | None
 ) -> tuple[tuple[str, ...], tuple[LayerRow, ...]]:
     if model.integers or model.half is not None:
         raise PruneError(
@@ -77,13 +89,15 @@ def _removed(
     from squeeze.pruning.structures import remove_parts
 
     labels = [batch["labels"] for batch in batches if "labels" in batch]
-    return remove_parts(model, remove, batches, labels or None, done)
+    return remove_parts(model, remove, batches, labels or None, done, seed=stage.seed)
 
 
-def _allocated(model: "Model", stage: PruneStage, batches: Batches, done: Done | None) -> Mapping[str, float] | None:
-    """Each matrix's own sparsity, by the name of its parameter; None where all have the stage's."""
+def _allocated(
+    model: "Model", stage: PruneStage, batches: Batches, done: Done | None
+) -> "tuple[Mapping[str, float] | None, SensitivityTable | None]":
+    """Each matrix's own sparsity, by the name of its parameter, and the scan that says so; None where all have the stage's."""
     if stage.allocation == "uniform":
-        return None
+        return None, None
     if not batches:
         raise PruneError(
             f"allocation {stage.allocation} is measured on calibration texts, and there are none. Set data.splits.calibration; or --data."
@@ -91,12 +105,14 @@ def _allocated(model: "Model", stage: PruneStage, batches: Batches, done: Done |
     if stage.allocation == "owl":
         from squeeze.pruning.allocation import outlier_allocation
 
-        return outlier_allocation(model, batches, stage, done)
+        return outlier_allocation(model, batches, stage, done), None
     from squeeze.pruning.allocation import allocate
-    from squeeze.pruning.sensitivity import scan
+    from squeeze.pruning.sensitivity import sensitivity_table
 
-    around = [share for step in (-SCANNED, 0, SCANNED) if 0 < (share := round(stage.share + step, 6)) < 1]
-    return allocate(scan(model, batches, stage, around, done), stage.share)
+    steps = (-2 * SCANNED, -SCANNED, 0, SCANNED, 2 * SCANNED)
+    around = [share for step in steps if 0 < (share := round(stage.share + step, 6)) < 1]
+    table = sensitivity_table(model, batches, stage, around, done, by=stage.scan)
+    return allocate(table.rows, stage.share), table
 
 
 def _size(row: LayerRow) -> int:
