@@ -57,7 +57,8 @@ def prune_gradually(
 
     `teacher`: the unpruned model; None: `model` as it is now. `workspace` keeps checkpoints for a run that is killed, `key` is the digest
     of all that determines it. `sparsities` gives matrices, by parameter name, another sparsity than the stage's.
-    Raises PruneError before anything is changed, and TrainError as `fit` does.
+    Raises PruneError before anything is changed (but for a global threshold that leaves nothing of a matrix, which shows on the way), and
+    TrainError as `fit` does.
     """
     from squeeze.data import check_fits as check_length
 
@@ -213,6 +214,14 @@ class Gradual(Distillation):
         norms = self.norms() if self.batches else {}
         scores = {m.name: self._scores(number, m, norms.get(m.name)) for number, m in enumerate(self.chosen)}
         scope = self.stage.scope or self.criterion.scope
+        lows = {name: each.min() for name, each in scores.items()}
+        if scope == "global":
+            lows = dict.fromkeys(lows, torch.stack(list(lows.values())).min())
+        for matrix in self.chosen:  # what is zero already ranks below all that it is ranked with
+            low = lows[matrix.name]
+            scores[matrix.name] = scores[matrix.name].masked_fill(
+                matrix.rows() == 0, torch.nextafter(low, torch.full_like(low, -torch.inf))
+            )
         shares = {
             name: min(self.start, end) + (end - min(self.start, end)) * reached for name, end in self.asked.items()
         }
@@ -236,7 +245,7 @@ class Gradual(Distillation):
         self._zeros.replace(self.others | masks)
 
     def _scores(self, number: int, matrix: Matrix, norms: Tensor | None) -> Tensor:
-        """What each weight is worth, [out, in]; what is zero already ranks below all else."""
+        """What each weight is worth, [out, in]."""
         rows = matrix.rows()
         gradient = None
         if "gradient" in self.criterion.needs:
@@ -247,9 +256,7 @@ class Gradual(Distillation):
             elif self.criterion.squares:
                 gradient = gradient.sqrt()
         seed = torch.Generator().manual_seed((crc32(matrix.name.encode()) ^ self.stage.seed) % 2**63)
-        scores = self.criterion.score(rows, Seen(norms=norms, gradient=gradient, generator=seed)).to(rows.device)
-        below = torch.nextafter(scores.min(), torch.tensor(-torch.inf, device=scores.device))
-        return scores.masked_fill(rows == 0, below)
+        return self.criterion.score(rows, Seen(norms=norms, gradient=gradient, generator=seed)).to(rows.device)
 
     def _count(self, shares: Mapping[str, float]) -> int:
         return round(sum(shares[matrix.name] * matrix.weight.numel() for matrix in self.chosen))

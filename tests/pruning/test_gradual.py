@@ -137,8 +137,9 @@ def test_a_run_that_is_cut_ends_on_the_same_bits(
     assert not _global_optimizer_pre_hooks
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "movement"])
 def test_zeros_only_rise_and_held_out_examples_are_scored_with_them(
-    tiny_bert_folder: Path, data: Data, monkeypatch: pytest.MonkeyPatch
+    tiny_bert_folder: Path, data: Data, monkeypatch: pytest.MonkeyPatch, criterion: str
 ) -> None:
     seen: list[int] = []
     judged: list[int] = []
@@ -149,7 +150,7 @@ def test_zeros_only_rise_and_held_out_examples_are_scored_with_them(
 
     monkeypatch.setattr(Gradual, "stepped", lambda self: (stepped(self), seen.append(count(self)))[0])
     monkeypatch.setattr(Gradual, "_judge", lambda self, *given: (judged.append(count(self)), judge(self, *given))[1])
-    chosen = stage(criterion="magnitude", scope="global", schedule={"start": 0.1, "begin": 0.2})
+    chosen = stage(criterion=criterion, scope="global", schedule={"start": 0.1, "begin": 0.2})
     model, _ = prune(tiny_bert_folder, data, chosen)
     size = sum(model.network.get_parameter(name).numel() for name in model.pruned)
     steps = planned(chosen.schedule or ScheduleSettings(), 10)
