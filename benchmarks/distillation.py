@@ -140,6 +140,7 @@ def embeddings(say: Any) -> tuple[Report, list[str]]:
 
 def language(say: Any) -> tuple[Report, list[str]]:
     """The decoder's student, taught and with cross entropy alone for as many steps, by held-out perplexity; both curves are kept."""
+    tuned(say)
     name = "smollm2-20-layers"
     taught = made(name, "language-taught", say)
     alone = made(name, "language-labels", say, losses=["labels"])
@@ -191,6 +192,13 @@ def epochs(say: Any) -> tuple[Report, list[str]]:
 def finetuned() -> None:
     """The teacher of the tweets, trained where it is not there yet."""
     subprocess.run([sys.executable, ROOT / "benchmarks" / "finetune_sentiment.py"], check=True, cwd=ROOT)
+
+
+def tuned(say: Any) -> None:
+    """The decoder's teacher, tuned to the text where it is not there yet."""
+    folder = CACHE / "smollm2-manual"
+    if not (folder / "1-distill").is_dir():
+        squeeze.run(read_recipe(ROOT / "recipes" / "smollm2-manual.yaml"), folder, mode="resume", progress=say)
 
 
 def made(

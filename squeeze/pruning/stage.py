@@ -43,7 +43,7 @@ def prune(
             kind="prune", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=rows, notes=notes
         )  # fmt: skip
     if stage.schedule is not None:
-        return _gradually(stage, model, teacher, data, workspace, key, done, started)
+        return _gradually(stage, model, batches, teacher, data, workspace, key, done, started)
     sparsities, scanned = _allocated(model, stage, batches, done)
     asked = {m.name: stage.share for m in matrices(model.network, stage.keep) if not m.note}
     asked.update(sparsities or {})
@@ -58,15 +58,16 @@ def prune(
 
 
 def _gradually(
-    stage: PruneStage, model: "Model", teacher: "Taught | None", data: "Data | None", workspace: Path | None, key: Digest,
+    stage: PruneStage, model: "Model", batches: Batches, teacher: "Taught | None", data: "Data | None", workspace: Path | None, key: Digest,
     done: Done | None, started: float,
 ) -> StageRecord:  # fmt: skip
     from squeeze.pruning.gradual import prune_gradually
 
-    rows, notes, curve = prune_gradually(stage, model, teacher, data, workspace, key, done)
+    sparsities, scanned = _allocated(model, stage, batches, done)
+    rows, notes, curve = prune_gradually(stage, model, teacher, data, workspace, key, done, sparsities=sparsities)
     return StageRecord(
         kind="prune", settings=stage.model_dump(mode="json"), seconds=time.monotonic() - started, layers=rows, notes=notes,
-        warnings=_warnings(model, stage, rows), training=curve,
+        warnings=_warnings(model, stage, rows), training=curve, sensitivity=scanned,
     )  # fmt: skip
 
 
