@@ -139,7 +139,9 @@ def test_a_value_that_fits_no_member_of_a_union_is_told_once(tmp_path: Path) -> 
 
 def test_an_unknown_stage_is_one_fault_and_its_settings_are_not_judged(tmp_path: Path) -> None:
     (line,) = faults(tmp_path, GOOD.replace("kind: quantize", "kind: cluster").replace("scheme: int8", "amount: 0.5"))
-    assert line == f"{tmp_path / 'x.yaml'}:10 stages[0].kind = 'cluster' is unknown. Known: distill, prune, qat, quantize."
+    assert (
+        line == f"{tmp_path / 'x.yaml'}:10 stages[0].kind = 'cluster' is unknown. Known: distill, prune, qat, quantize."
+    )
 
 
 def test_scalars_are_yaml_1_2(tmp_path: Path) -> None:

@@ -145,7 +145,13 @@ def _export(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            asked = [inputs, outputs, repr(axes), opset, [list(t.shape) for t in torch.utils._pytree.tree_leaves(example)]]
+            asked = [
+                inputs,
+                outputs,
+                repr(axes),
+                opset,
+                [list(t.shape) for t in torch.utils._pytree.tree_leaves(example)],
+            ]
             program = torch.onnx.ONNXProgram(graph_of(network, asked, trace), None)
             program.optimize()
     finally:
