@@ -60,8 +60,8 @@ def _key(network: nn.Module, asked: Any) -> str | None:
     config = {name: value for name, value in configs[0].to_dict().items() if name != "_name_or_path"}
     return digest_json({
         "asked": asked, "config": repr(sorted(config.items())), "attention": str(getattr(configs[0], "_attn_implementation", "")),
-        "modules": [(name, f"{type(m).__module__}.{type(m).__qualname__}") for name, m in modules.items()],
-        "weights": weights, "buffers": buffers,
+        "modules": {name: f"{type(m).__module__}.{type(m).__qualname__}" for name, m in modules.items()},
+        "weights": repr(weights), "buffers": repr(buffers),
     })  # fmt: skip
 
 
