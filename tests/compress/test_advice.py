@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from squeeze import api, cli
+from squeeze import api
+from squeeze.cli.options import print_artifact
 from squeeze.compress import advice
 from squeeze.compress.advice import RULES, Machine, advise
 from squeeze.compress.plan import make_plans
@@ -134,9 +135,9 @@ def test_without_vnni_the_warning_stands_in_the_output_the_json_the_report_and_t
     (warned,) = artifact.manifest.record.warnings
     assert "cuts off what goes beyond ±32,767" in warned
     assert "reduce_range: true" in warned
-    cli._print_artifact(artifact, json=False)
+    print_artifact(artifact, json=False)
     assert "no VNNI" in " ".join(capsys.readouterr().out.split())
-    cli._print_artifact(artifact, json=True)
+    print_artifact(artifact, json=True)
     assert json.loads(capsys.readouterr().out)["manifest"]["record"]["warnings"] == [warned]
     report = make.report(manifests=(artifact.manifest,))
     assert f"1-quantize: {warned}" in warnings(report)
