@@ -73,16 +73,15 @@ def quantize(
             progress(f"quantize {model}: block {i} of {n}", i, n)
 
     with _parent(model, out, task, weights, revision) as parent:
-        number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(parent.folder.parent))
         loaded = None
         if settings is not None:
             loaded = load_data(settings, parent.manifest.task, load_tokenizer(parent.folder), seed)
-        return apply_stage(stage, parent, parent.folder.parent / f"{number}-{stage.kind}", loaded, block)
+        return apply_stage(stage, parent, _next(parent.folder.parent, stage.kind), loaded, block)
 
 
 def prune(
     model: str | Path, out: str | Path | None = None, *, sparsity: float | None = None, criterion: str | None = None,
-    pattern: str = "unstructured", scope: str | None = None, allocation: str = "uniform", keep: Sequence[str] = (),
+    pattern: str = "unstructured", scope: str | None = None, allocation: str = "uniform", scan: str = "block", keep: Sequence[str] = (),
     remove: dict[str, Any] | None = None, schedule: dict[str, Any] | None = None, losses: Sequence[dict[str, Any]] = (),
     training: dict[str, Any] | None = None, data: dict[str, Any] | None = None, seed: int = 0, task: str | None = None,
     weights: str | None = None, revision: str | None = None, progress: Progress | None = None,
@@ -99,9 +98,9 @@ def prune(
     from squeeze.recipe import validated
 
     given = {
-        "sparsity": sparsity, "pattern": pattern, "scope": scope, "allocation": allocation, "keep": tuple(keep), "remove": remove,
-        "schedule": schedule, "losses": tuple(losses), "seed": seed, **({} if criterion is None else {"criterion": criterion}),
-        **({} if training is None else {"training": training}),
+        "sparsity": sparsity, "pattern": pattern, "scope": scope, "allocation": allocation, "scan": scan, "keep": tuple(keep),
+        "remove": remove, "schedule": schedule, "losses": tuple(losses), "seed": seed,
+        **({} if criterion is None else {"criterion": criterion}), **({} if training is None else {"training": training}),
     }  # fmt: skip
     stage = validated(PruneStage, given, "prune")
     settings = None if data is None else validated(DataSettings, data, "data")
@@ -120,12 +119,11 @@ def prune(
 
     with _parent(model, out, task, weights, revision) as parent:
         folder = parent.folder.parent
-        number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(folder))
         loaded = None
         if settings is not None:
             loaded = load_data(settings, parent.manifest.task, load_tokenizer(parent.folder), seed)
         source = read_artifact(folder / "0-source") if is_artifact(folder / "0-source") else None
-        return apply_stage(stage, parent, folder / f"{number}-{stage.kind}", loaded, part, source)
+        return apply_stage(stage, parent, _next(folder, stage.kind), loaded, part, source)
 
 
 def distill(
@@ -181,8 +179,7 @@ def distill(
 
         inputs = inputs_of(stage, parent, texts, source)
         made = [path for path in torch_artifacts(folder) if reusable(path, inputs) is not None]
-        number = 1 + max(int(p.name.split("-")[0]) for p in torch_artifacts(folder))
-        result = apply_stage(stage, parent, made[0] if made else folder / f"{number}-{stage.kind}", texts, step, source)
+        result = apply_stage(stage, parent, made[0] if made else _next(folder, stage.kind), texts, step, source)
         if source is None:
             source = _kept(str(stage.teacher), task, folder / "teacher")
         return compare_stage(stage, source, result, texts, seed=seed, began=began, timed=bench, progress=say)
@@ -286,6 +283,11 @@ def _parent(
     task = task or task_of(settings)
     with claim(folder, "resume", STEPS):
         yield keep_source(settings, task, folder / "0-source")
+
+
+def _next(folder: Path, kind: str) -> Path:
+    """Where the next stage of a run folder goes: 2-prune after 1-distill."""
+    return folder / f"{1 + max(int(p.name.split('-')[0]) for p in torch_artifacts(folder))}-{kind}"
 
 
 def _before(stage: "DistillStage", last: Artifact, texts: "Data") -> Artifact:

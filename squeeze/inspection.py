@@ -123,8 +123,9 @@ def _inspect_export(artifact: Artifact, manifests: list[Manifest], links: tuple[
 
 
 def _inspect_torch(path: str, task: str | None, weights: str | None, links: tuple[Link, ...]) -> Inspection:
-    from squeeze.compress.layers import nonfinite, weight_rows
+    from squeeze.compress.layers import weight_rows
     from squeeze.model import load_model
+    from squeeze.pruning.matrices import nonfinite
 
     model = load_model(path, task, weights=weights)
     bad = nonfinite(model.network)

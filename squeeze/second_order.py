@@ -4,6 +4,8 @@ GPTQ rounds and SparseGPT zeroes one column after another, and both spread each 
 Cholesky factor of H⁻¹ with H = X Xᵀ (Frantar et al. 2022, arXiv:2210.17323, section 4; Frantar & Alistarh 2023, arXiv:2301.00774).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,3 +32,14 @@ def inverse_factor(hessian: Tensor) -> Tensor:
         factor = torch.linalg.cholesky(hessian + 100 * damping)
     upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
     return upper.float()
+
+
+def lost_db(before: Tensor, after: Tensor, gram: Tensor) -> float | None:
+    """Signal to noise of a layer's outputs where its weights, [out, in] each, change, for inputs whose Gram matrix is `gram`."""
+    signal, noise = (float(((m @ gram) * m).sum()) for m in (before, before - after))
+    return decibels(signal, noise)
+
+
+def decibels(signal: float, noise: float) -> float | None:
+    """10 log₁₀(signal / noise); None where there is nothing to compare."""
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from squeeze import console
-from squeeze.cli.options import Json, Out, Quiet, Revision, Seed, Task, Weights, print_report
+from squeeze.cli.options import Json, Out, Quiet, Revision, Seed, Task, Weights, check_settings, print_report
 from squeeze.errors import SqueezeError, nearest
 
 MORE = (
@@ -99,8 +99,7 @@ def distill(
         },
     }  # fmt: skip
     apply_overrides(content, settings or ())
-    if unknown := content.keys() - {"data", "distill"}:
-        raise SqueezeError(f"--set {min(unknown)} is unknown. {nearest(min(unknown), ('data', 'distill'))}")
+    check_settings(content, ("data", "distill"))
     stage = dict(content["distill"])
     with console.progress(quiet=quiet) as say:
         say(f"distill {teacher_model}", 0, 1)

@@ -1,11 +1,13 @@
 """Options that several commands share, and how they print a report."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from squeeze import console
+from squeeze.errors import SqueezeError, nearest
 
 MODEL = "Local Transformers folder, .gguf file, asset: name, squeeze artifact, run folder, hub id, or package.module:factory."
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
@@ -17,6 +19,12 @@ Weights = Annotated[str | None, typer.Option(help="safetensors file or folder, f
 Revision = Annotated[str | None, typer.Option(help="Hub revision: branch, tag or commit.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder to make; none: named after the model.")]
 Seed = Annotated[int, typer.Option(help="Seed of splits, inputs and order.")]
+
+
+def check_settings(given: Mapping[str, Any], known: Collection[str], place: str = "") -> None:
+    """Raise SqueezeError for what `--set` gave a name that nothing reads."""
+    if unknown := given.keys() - set(known):
+        raise SqueezeError(f"--set {place}{min(unknown)} is unknown. {nearest(min(unknown), known)}")
 
 
 def print_report(found: Any, json: bool) -> None:

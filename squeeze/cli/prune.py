@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from squeeze import console
-from squeeze.cli.options import MODEL, Json, Out, Quiet, Revision, Seed, Task, Weights, print_artifact
-from squeeze.errors import SqueezeError, nearest
+from squeeze.cli.options import MODEL, Json, Out, Quiet, Revision, Seed, Task, Weights, check_settings, print_artifact
+from squeeze.errors import SqueezeError
 
 MORE = (
     "Zeros alone make no dense kernel faster: --remove-layers, --remove-heads and --remove-neurons make the network smaller. More of what "
@@ -90,11 +90,8 @@ def prune(
         "prune": {name: value for name, value in said.items() if value is not None},
     }
     apply_overrides(content, settings or ())
-    if unknown := content.keys() - {"data", "prune"}:
-        raise SqueezeError(f"--set {min(unknown)} is unknown. {nearest(min(unknown), ('data', 'prune'))}")
-    known = PruneStage.model_fields.keys() - {"kind", "seed"}
-    if unknown := content["prune"].keys() - known:
-        raise SqueezeError(f"--set prune.{min(unknown)} is unknown. {nearest(min(unknown), known)}")
+    check_settings(content, ("data", "prune"))
+    check_settings(content["prune"], PruneStage.model_fields.keys() - {"kind", "seed"}, "prune.")
     with console.progress(quiet=quiet) as say:
         say(f"prune {model}", 0, 1)
         artifact = api.prune(

@@ -8,14 +8,14 @@ rounds (Frantar & Alistarh 2023, "SparseGPT", arXiv:2301.00774, section 3.5). Wh
 way: in each lazy block those with the least w_j² / U_jj², as they have become by then.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from squeeze.integers import Grid, IntegerWeight, in_blocks, integer_weight
-from squeeze.second_order import LAZY, hessian_of, inverse_factor
+from squeeze.pruning.patterns import choose, lowest
+from squeeze.second_order import LAZY, hessian_of, inverse_factor, lost_db
 
 SHRINKS = tuple(1 - step / 40 for step in range(17))
 """Shares of a block's range that are tried for its scale."""
@@ -37,13 +37,10 @@ class Zeros:
     def chosen(self, scores: Tensor, before: int) -> Tensor:
         """True for the zeros of a stretch of columns [out, n] with the least scores; `before` columns have theirs already."""
         out, width = scores.shape
-        if self.group is None:
-            count = self.count(out, before + width) - self.count(out, before)
-            least = scores.flatten().topk(count, largest=False).indices
-            return torch.zeros(out * width, dtype=torch.bool).index_fill_(0, least, True).view(out, width)
-        groups = scores.view(out, -1, self.group)
-        least = groups.topk(round(self.sparsity * self.group), dim=2, largest=False).indices
-        return torch.zeros(groups.shape, dtype=torch.bool).scatter_(2, least, True).view(out, width)
+        if self.group is not None:
+            return ~choose(scores, self.sparsity, f"{round(self.sparsity * self.group)}:{self.group}", "layer")
+        count = self.count(out, before + width) - self.count(out, before)
+        return lowest(scores.flatten(), count).view(out, width)
 
 
 def gptq(
@@ -135,5 +132,4 @@ def output_sqnr_db(weight: Tensor, integer: IntegerWeight, gram: Tensor) -> floa
     own = weight.T if integer.transposed else weight
     approximation = integer.dequantize()
     other = approximation.T if integer.transposed else approximation
-    signal, noise = (float(((m @ gram) * m).sum()) for m in (own, own - other))
-    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+    return lost_db(own, other, gram)

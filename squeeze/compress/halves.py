@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from squeeze.compress.layers import refuse_nonfinite, sparsity_of, weights
+from squeeze.compress.layers import refuse_nonfinite, weights
 from squeeze.errors import QuantizeError, nearest
 from squeeze.halves import BITS, Half
 from squeeze.integers import sqnr_db
+from squeeze.pruning.matrices import sparsity_of
 from squeeze.report.schema import LayerRow, StageRecord
 
 if TYPE_CHECKING:

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from squeeze.errors import QuantizeError
-from squeeze.pruning.matrices import nonfinite as nonfinite
-from squeeze.pruning.matrices import sparsity_of as sparsity_of
+from squeeze.pruning.matrices import nonfinite, sparsity_of
 from squeeze.report.schema import LayerRow
 
 if TYPE_CHECKING:

@@ -7,18 +7,18 @@ A method says how a weight finds its integer; scheme and method are chosen apart
 Rejected: letting ONNX Runtime's own quantizer choose integers at export, which nobody could then compare with anything.
 """
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from squeeze.compress.layers import refuse_nonfinite, sparsity_of
+from squeeze.compress.layers import refuse_nonfinite
 from squeeze.compress.mixed import MixedSettings
 from squeeze.compress.schemes import CALIBRATOR_NAMES, METHODS, SCHEMES, Layout
 from squeeze.errors import QuantizeError, nearest
-from squeeze.pruning.settings import Share
+from squeeze.pruning.matrices import sparsity_of
+from squeeze.pruning.settings import Share, n_of_m
 from squeeze.report.schema import LayerRow, StageRecord
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     Done = Callable[[int, int], None]
 
 
-NEIGHBOURS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 LARGEST_GROUP = 64
 """Largest M of a pattern N:M: whole groups lie in one lazy block of GPTQ."""
 
@@ -158,13 +157,13 @@ class QuantizeStage(BaseModel):
                     f"{asked} is of all weights of a layer, of which {name} keeps some in float. Drop one of the two"
                 )
         if self.pattern != "unstructured":
-            found = NEIGHBOURS.fullmatch(self.pattern)
-            if found is None:
+            pair = n_of_m(self.pattern)
+            if pair is None:
                 raise ValueError(
                     f"pattern {self.pattern!r} is not what GPTQ can prune in one pass: unstructured, or N:M such as 2:4"
                 )
-            n, m = int(found[1]), int(found[2])
-            if not n < m <= LARGEST_GROUP:
+            n, m = pair
+            if not 0 < n < m <= LARGEST_GROUP:
                 raise ValueError(
                     f"pattern {self.pattern}: N of M neighbours become zero, with N below M and M at most {LARGEST_GROUP}"
                 )
@@ -179,8 +178,8 @@ class QuantizeStage(BaseModel):
         """What becomes zero while GPTQ rounds; None where nothing does."""
         from squeeze.compress.gptq import Zeros
 
-        if found := NEIGHBOURS.fullmatch(self.pattern):
-            return Zeros(int(found[1]) / int(found[2]), int(found[2]))
+        if pair := n_of_m(self.pattern):
+            return Zeros(pair[0] / pair[1], pair[1])
         return None if self.sparsity is None else Zeros(self.sparsity)
 
     @property

@@ -78,7 +78,7 @@ class Treatment:
         self.names = aliases(model.network)
         self.scaler = Scaler.of(model) if stage.method.startswith("awq") else None
         self.tokens = self.smoothed = self.corrected = self.silent = self.relieved = 0
-        self.zeros = stage.zeros if stage.method == "gptq" else None
+        self.zeros = stage.zeros
         self.pruned: dict[str, Pruned] = {}
         self.inside = {id(p) for p in repeated_blocks(model.network)[1].parameters()} if self.zeros else set()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from squeeze.errors import PruneError
 from squeeze.layerwise import Site, walk, width
 from squeeze.model import aliases
-from squeeze.pruning.criteria import CRITERIA, Criterion, Seen, output_db
+from squeeze.pruning.criteria import CRITERIA, Criterion, Seen
 from squeeze.pruning.gradients import Sum, block_gradients, loss_gradients, named, single
 from squeeze.pruning.matrices import Matrix, matrices, sparsity_of
 from squeeze.pruning.patterns import check_fits, keep_mask, lowest
@@ -29,6 +29,7 @@ from squeeze.pruning.settings import DATA_FREE, WITH_GRADIENTS, PruneStage
 from squeeze.pruning.sparsegpt import sparsegpt
 from squeeze.report.schema import LayerRow
 from squeeze.report.text import percent
+from squeeze.second_order import decibels, lost_db
 
 if TYPE_CHECKING:
     from squeeze.model import Model
@@ -189,12 +190,10 @@ class _Pruning:
             )
         error = None
         if seen.gram is not None:
-            gram = seen.gram
-            signal, noise = (float(((m @ gram) * m).sum()) for m in (before, before - after))
-            error = output_db(signal, noise)
+            error = lost_db(before, after, seen.gram)
         elif inputs is not None:
             signal, noise = (float((inputs @ m.T).square().sum()) for m in (before, before - after))
-            error = output_db(signal, noise)
+            error = decibels(signal, noise)
         empty = (after == 0).all(dim=1) & (before != 0).any(dim=1)
         self.found[matrix.name] = _Outcome(int(empty.sum()), error)
         matrix.put(after)

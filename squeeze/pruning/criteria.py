@@ -3,7 +3,6 @@
 A criterion reads the matrix and what was seen of it (`Seen`), and never builds a mask; its `needs` say what must be measured first.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -92,11 +91,6 @@ def _given(tensor: Tensor | None, name: str) -> Tensor:
     if tensor is None:
         raise PruneError(f"this criterion reads {name}, which was not measured; this is a bug.")
     return tensor
-
-
-def output_db(signal: float, noise: float) -> float | None:
-    """10 log₁₀(signal / noise); None where there is nothing to compare."""
-    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
 
 
 NOTHING: frozenset[str] = frozenset()

@@ -30,7 +30,7 @@ from squeeze.model import Model
 from squeeze.playback import Batches, Done, Meter, measured_in_order
 from squeeze.pruning.criteria import CRITERIA, Seen
 from squeeze.pruning.patterns import keep_mask
-from squeeze.pruning.settings import PruneStage
+from squeeze.pruning.settings import PruneStage, n_of_m
 from squeeze.pruning.statistics import Place, hidden_weights, layers_of, places, statistics
 from squeeze.report.sensitivity_table import Kind, Scanned, SensitivityTable
 
@@ -44,9 +44,8 @@ AROUND = 0.2
 
 def default_sparsities(stage: PruneStage) -> tuple[float, ...]:
     """What a scan tries where nothing is said: N:M has one sparsity; an allocation needs those around its target."""
-    if ":" in stage.pattern:
-        zeros, of = (int(part) for part in stage.pattern.split(":"))
-        return (zeros / of,)
+    if n_of_m(stage.pattern) is not None:
+        return (stage.share,)
     if stage.sparsity is None:
         return (0.3, 0.5, 0.7)
     return tuple(sorted({round(min(0.95, max(0.05, stage.sparsity + step)), 4) for step in (-AROUND, 0, AROUND)}))

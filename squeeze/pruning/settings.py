@@ -194,6 +194,11 @@ class PruneStage(BaseModel):
                 f"{what}: {self.criterion} makes up for each zero within its own row and matrix, on the way. Use another criterion, or "
                 f"drop {what.split()[0]}"
             )
+        if self.scan != type(self).model_fields["scan"].default and self.allocation != "sensitivity":
+            raise ValueError(
+                f"scan {self.scan} says what an allocation by sensitivity tries apart, and allocation is {self.allocation}. Drop it, or "
+                "set allocation: sensitivity"
+            )
         if self.allocation != "uniform" and (self.pattern != "unstructured" or self.scope == "global"):
             what = "scope global" if self.scope == "global" else f"pattern {self.pattern}"
             raise ValueError(

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Batches = Sequence[Mapping[str, NDArray[np.int64]]]
 Done = Callable[..., None]
-SCANNED = 0.1
-"""How far apart the sparsities lie at which parts are tried, two on each side of what is asked, for an allocation by sensitivity."""
 
 
 def prune(
@@ -74,14 +72,6 @@ def _gradually(
 def _removed(
     model: "Model", stage: PruneStage, remove: RemoveSettings, batches: Batches, done: Done | None
 ) -> tuple[tuple[str, ...], tuple[LayerRow, ...]]:
-    if model.integers or model.half is not None:
-        raise PruneError(
-            f"{model.source} is quantized: its parts cannot be taken out. Prune the float model (0-source in its folder), then quantize."
-        )
-    if model.pruned:
-        raise PruneError(
-            f"{model.source} has pruned matrices, whose zeros would move to other places. Remove parts first, then prune single weights."
-        )
     if remove.needs_data and not batches:
         raise PruneError(
             "remove ranks parts on calibration texts, and there are none. Set data.splits.calibration, to 24 texts or blocks say; or "
@@ -110,9 +100,7 @@ def _allocated(
     from squeeze.pruning.allocation import allocate
     from squeeze.pruning.sensitivity import sensitivity_table
 
-    steps = (-2 * SCANNED, -SCANNED, 0, SCANNED, 2 * SCANNED)
-    around = [share for step in steps if 0 < (share := round(stage.share + step, 6)) < 1]
-    table = sensitivity_table(model, batches, stage, around, done, by=stage.scan)
+    table = sensitivity_table(model, batches, stage, (), done, by=stage.scan)
     return allocate(table.rows, stage.share), table
 
 

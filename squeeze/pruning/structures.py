@@ -105,8 +105,10 @@ def remove_parts(
         raise PruneError("remove names nothing that goes. Give layers, heads or neurons.")
     if model.integers or model.half:
         raise PruneError(f"{model.source} is already quantized. Remove parts of the float artifact it was made from.")
-    if getattr(model, "pruned", None):
-        raise PruneError(f"{model.source} has weights that are kept at zero. Remove parts first, then prune weights.")
+    if model.pruned:
+        raise PruneError(
+            f"{model.source} has pruned matrices, whose zeros would move to other places. Remove parts first, then prune single weights."
+        )
     given = _texts(model, remove, batches, labels, seed)
     network: Any = model.network
     notes: list[str] = []
