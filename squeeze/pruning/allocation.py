@@ -31,8 +31,8 @@ STEEPEST = 8.0
 """Largest exponent of a curve below its first measured sparsity."""
 OUTLIER, SPREAD = 5.0, 0.08
 """OWL's M and λ: a score so many times the mean is an outlier; no layer's sparsity is further than about this from the target."""
-ALIKE = 1e-9
-"""Relative difference of two slopes that are taken for one."""
+ALIKE, NOISE = 1e-9, 1e-12
+"""Two slopes are taken for one where they differ by less than this share of themselves, or of the largest loss (rounding, near 0)."""
 
 
 def allocate(
@@ -75,10 +75,11 @@ def allocate(
         for slope, width in _slopes(points[unit], min(low, top[unit]), top[unit])
     ]
     pieces.sort(key=lambda piece: piece[0])
+    noise = NOISE * max((max(points[unit].values(), default=0.0) / row.weights for unit, row in units.items()))
     at = 0
     while room > 0 and at < len(pieces):
         end = at + 1
-        while end < len(pieces) and pieces[end][0] <= pieces[at][0] * (1 + ALIKE):
+        while end < len(pieces) and pieces[end][0] <= pieces[at][0] * (1 + ALIKE) + noise:
             end += 1
         same = pieces[at:end]
         size = sum(piece[2] for piece in same)
