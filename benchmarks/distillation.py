@@ -8,24 +8,18 @@ measured in one bench, so that their answers pair up text by text. Reports go to
 was compared is said in each report's notes. Started again after an interruption it goes on.
 """
 
-import argparse
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
-import squeeze
 from benchmarks import peers
-from benchmarks.store import CACHE, FOUND, machine
-from squeeze.console import message, print_report, progress
-from squeeze.recipe import Recipe, read_recipe
+from benchmarks.runs import accuracies, bench, do_parts, faster, finetuned, of_each, recipe, run_into, share, tuned
+from squeeze.recipe import Recipe
 from squeeze.report import stats
-from squeeze.report.schema import Measurement, Report, read_report, write_report
+from squeeze.report.schema import Report, read_report
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNS, RESULTS = CACHE / "runs", CACHE / "results"
 SEEDS = (0, 1, 2)
 LABELS_RATE = 2e-4
 """Of the students that see labels alone: with the taught ones' 5e-4 they do worse (docs/log.md)."""
@@ -33,38 +27,16 @@ CACHED = 12000
 """Tweets of the two epochs whose times are compared."""
 
 
-def main() -> None:
-    """Do the parts named on the command line, or all."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="none: all")
-    parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
-    given = parser.parse_args()
-    for part in given.parts or PARTS:
-        with progress(quiet=not sys.stderr.isatty()) as say:
-            report, notes = PARTS[part](say)
-        report = report.model_copy(
-            update={"title": f"distill-{part}", "notes": (*report.notes, *(FOUND + note for note in notes))}
-        )
-        target = ROOT / "benchmarks" / "results" / given.machine / f"distill-{part}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_report(report, target)
-        print_report(report)
-        for line in notes:
-            message(line)
-
-
 def classifier(say: Any) -> tuple[Report, list[str]]:
     """Three students taught by the classifier, and the same three that only see labels, for as many steps."""
     finetuned()
     pairs = [students(n, say) for n in SEEDS]
     taught, alone = [one for one, _ in pairs], [other for _, other in pairs]
-    recipe = read_recipe(ROOT / "recipes" / "sentiment-distilled-int8.yaml")
-    settings = {
-        "runtimes": ["torch"], "threads": 2, "repeats": 5, "budget_seconds": 0,
-        "workloads": [{"kind": "dataset", "batch": 50, "order": "sorted"}],
-    }  # fmt: skip
     paths = [taught[0] / "0-source", *(run / "1-distill" for run in (*taught, *alone))]
-    report = squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+    report = bench(
+        paths, recipe("sentiment-distilled-int8"), say, runtimes=["torch"], repeats=5,
+        workloads=[{"kind": "dataset", "batch": 50, "order": "sorted"}],
+    )  # fmt: skip
     right = of_each(report, "correct", len(paths))
     teacher = right[0]
     notes = []
@@ -102,34 +74,24 @@ def students(seed: int, say: Any) -> tuple[Path, Path]:
 def chain(say: Any) -> tuple[Report, list[str]]:
     """Distilled, then int8: one recipe, against the export that torch writes when nobody asks for more."""
     finetuned()
-    recipe = read_recipe(ROOT / "recipes" / "sentiment-distilled-int8.yaml")
-    run = run_into("chain", recipe.model_copy(update={"bench": None}), say)
-    plain = peers.plain_opset18(run / "0-source")
-    settings = {
-        "runtimes": ["onnxruntime"], "threads": 2, "repeats": 8, "budget_seconds": 0, "seconds_per_cell": 0.5,
-        "workloads": [w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()],
-    }  # fmt: skip
-    paths = [plain, run / "export-0-source", run / "export-2-quantize"]
-    report = squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+    whole = recipe("sentiment-distilled-int8")
+    run = run_into("chain", whole.model_copy(update={"bench": None}), say)
+    paths = [peers.plain_opset18(run / "0-source"), run / "export-0-source", run / "export-2-quantize"]
+    report = bench(paths, whole, say, runtimes=["onnxruntime"], repeats=8, seconds_per_cell=0.5)
     times, right = of_each(report, "set_time", 3), of_each(report, "correct", 3)
-    notes = [
-        f"whole set: {found.value:.2f}x the speed of {name} [{found.low:.2f}, {found.high:.2f}]"
-        for name, found in (
-            ("torch's opset-18 export", stats.ratio(times[0], times[2])), ("squeeze's own fp32 export", stats.ratio(times[1], times[2])),
-        )
-    ]  # fmt: skip
-    lost = stats.difference(right[2], right[0])
-    notes.append(
-        f"accuracy {share(right[2]):.2%} = {share(right[2]) / share(right[0]):.2%} of {share(right[0]):.2%}, "
-        f"{100 * lost.value:+.2f} points [{100 * lost.low:+.2f}, {100 * lost.high:+.2f}], paired"
-    )
-    return report, notes
+    return report, [
+        faster(times[2], times[0], "torch's opset-18 export"),
+        faster(times[2], times[1], "squeeze's own fp32 export"),
+        accuracies(right[2], right[0]),
+    ]
 
 
 def embeddings(say: Any) -> tuple[Report, list[str]]:
-    """The recipe as it stands."""
-    recipe = read_recipe(ROOT / "recipes" / "embeddings-distilled.yaml")
-    report = read_report(run_into("embeddings-distilled", recipe, say) / "report.json")
+    """The student of the recipe beside its teacher, in torch and as exported."""
+    whole = recipe("embeddings-distilled")
+    run = run_into("embeddings-distilled", whole.model_copy(update={"bench": None}), say)
+    paths = [run / name for name in ("0-source", "1-distill", "export-0-source", "export-1-distill")]
+    report = bench(paths, whole, say, repeats=5)
     notes = []
     for m in report.measurements:
         if m.quantity == "cosine_to_source" and m.values and "distill" in m.artifact:
@@ -147,11 +109,8 @@ def language(say: Any) -> tuple[Report, list[str]]:
     taught = made(name, "language-taught", say)
     alone = made(name, "language-labels", say, losses=["labels"])
     cut = made(name, "language-cut", say, steps=1, learning_rate=1e-12)
-    recipe = read_recipe(ROOT / "recipes" / f"{name}.yaml")
-    settings = {"runtimes": ["torch"], "threads": 2, "repeats": 3, "budget_seconds": 0, "workloads": [
-        w.model_dump() for w in (recipe.bench and recipe.bench.workloads) or ()]}  # fmt: skip
     paths = [taught / "0-source", *(run / "1-distill" for run in (cut, alone, taught))]
-    report = squeeze.bench(paths, data=recipe.data.model_dump(), settings=settings, results=RESULTS, progress=say)
+    report = bench(paths, recipe(name), say, runtimes=["torch"], repeats=3)
     scored = of_each(report, "negative_log_likelihood", len(paths))
     found = stats.perplexity_ratio(scored[3], scored[2])
     notes = [
@@ -191,52 +150,17 @@ def epochs(say: Any) -> tuple[Report, list[str]]:
     return report, notes
 
 
-def finetuned() -> None:
-    """The teacher of the tweets, trained where it is not there yet."""
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "finetune_sentiment.py"], check=True, cwd=ROOT)
-
-
-def tuned(say: Any) -> None:
-    """The decoder's teacher, tuned to the text where it is not there yet."""
-    folder = CACHE / "smollm2-manual"
-    if not (folder / "1-distill").is_dir():
-        squeeze.run(read_recipe(ROOT / "recipes" / "smollm2-manual.yaml"), folder, mode="resume", progress=say)
-
-
 def made(
-    recipe: str, name: str, say: Any, *, seed: int = 0, losses: list[str] | None = None, stage: Any = None, **training: Any
+    made_from: str, name: str, say: Any, *, seed: int = 0, losses: list[str] | None = None, stage: Any = None, **training: Any
 ) -> Path:  # fmt: skip
     """The run folder of the recipe's distillation alone, with these settings in place of its own."""
-    loaded = read_recipe(ROOT / "recipes" / f"{recipe}.yaml")
+    loaded = recipe(made_from)
     content = loaded.stages[0].model_dump() | (stage or {})
     content["training"] |= {"seed": seed, **training}
     if losses is not None:
         content["losses"] = [{"kind": kind} for kind in losses]
     whole = loaded.model_dump() | {"name": name, "stages": [content], "export": None, "verify": None, "bench": None}
     return run_into(name, Recipe.model_validate(whole), say)
-
-
-def run_into(name: str, recipe: Recipe, say: Any) -> Path:
-    """Run a recipe into its folder, or take what an earlier call left there."""
-    RUNS.mkdir(parents=True, exist_ok=True)
-    squeeze.run(recipe, RUNS / name, mode="resume", progress=say)
-    return RUNS / name
-
-
-def of_each(report: Report, quantity: str, count: int) -> list[Measurement]:
-    """That quantity of each of `count` artifacts, in their order. Raises SystemExit where one was not measured."""
-    found: dict[str, Measurement] = {}
-    for m in report.measurements:
-        if m.quantity == quantity and m.values:
-            found.setdefault(m.artifact, m)
-    if len(found) != count:
-        sys.exit(f"{quantity} was measured of {', '.join(found) or 'nothing'}; {count} artifacts were asked for.")
-    return list(found.values())
-
-
-def share(m: Measurement) -> float:
-    """Mean of zeros and ones."""
-    return sum(m.values) / len(m.values)
 
 
 def squeeze_curve(report: Report, run: Path) -> Any:
@@ -250,4 +174,4 @@ def squeeze_curve(report: Report, run: Path) -> Any:
 PARTS = {"classifier": classifier, "chain": chain, "embeddings": embeddings, "language": language, "epochs": epochs}
 
 if __name__ == "__main__":
-    main()
+    do_parts(PARTS, "distill", __doc__ or "")

@@ -165,7 +165,12 @@ def print_layers(record: StageRecord, folder: Path) -> None:
     ]
     worst = sorted(((db, layer) for db, layer in noisy if db is not None), key=lambda pair: pair[0])[:SHOWN]
     rows = [*left[:SHOWN], *((layer.name, f"{db:.1f} dB; {layer.note}") for db, layer in worst)]
-    table(f"layers left in float ({len(left)}) and least exact", ("layer", "signal to noise, or why"), rows)
+    if record.kind == "prune":
+        title = "matrices whose outputs changed most" if rows else ""
+    else:
+        title = f"layers left in float ({len(left)}) and least exact"
+    if title:
+        table(title, ("layer", "signal to noise, or why"), rows)
     felt = sorted((r for r in record.layers if r.sensitivity is not None), key=lambda r: -(r.sensitivity or 0))[:SHOWN]
     if felt:
         columns = ("layer", f"alone, {felt[0].sensitivity_unit}", "bits", "note")

@@ -205,6 +205,7 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", 
     from squeeze.compress.sizes import export_bytes
     from squeeze.exporter import export_onnx, is_by_builder
     from squeeze.model import load_model
+    from squeeze.silence import without_silent
 
     split = data.splits.get("calibration") if data is not None and settings.needs_data else None
     used = {} if split is None else {"calibration": split.digest}
@@ -221,7 +222,7 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", 
         return found
     model = load_model(parent.folder)
     clock = time.monotonic()
-    predicted = export_bytes(model, by_builder=is_by_builder(model, settings))
+    predicted = export_bytes(without_silent(model)[0], by_builder=is_by_builder(model, settings))
 
     def fill(place: Path) -> StageRecord:
         texts = () if split is None or data is None else calibration_batches(data, split, model)

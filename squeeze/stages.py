@@ -11,6 +11,7 @@ from squeeze.artifact import Artifact, read_artifact, reusable, write_artifact
 from squeeze.errors import TrainError
 from squeeze.provenance import Digest, digest_file, digest_json, environment
 from squeeze.report.schema import FileEntry, Manifest, StageRecord
+from squeeze.report.sensitivity_table import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -134,6 +135,8 @@ def inputs_of(stage: "Stage", parent: Artifact, data: "Data | None", source: Art
     if stage.kind == "prune" and stage.schedule is not None and data is not None:
         taught = None if source is None else source.digest
         settings |= {"data": data.settings.model_dump(mode="json"), "taught by": taught}
+    if stage.kind == "prune" and stage.scan_file is not None:
+        settings |= {"scanned": read_table(stage.scan_file).model_dump(mode="json")}
     return digest_json({"squeeze": __version__, "parent": parent.digest, "stage": settings, "data": dict(used)})
 
 

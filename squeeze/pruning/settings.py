@@ -40,6 +40,9 @@ WITH_GRADIENTS = frozenset({"movement", "taylor"})
 UPDATING = frozenset({"sparsegpt"})
 """Criteria that change the weights that stay, column by column, and so choose masks on the way."""
 
+SCANS = ("block", "matrix")
+"""What a scan prunes apart."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -118,9 +121,10 @@ class PruneStage(BaseModel):
         default="uniform",
         description="how sparsity is spread over matrices: equal; by measured sensitivity; by outliers (OWL)",
     )
-    scan: Literal["block", "matrix"] = Field(
+    scan: str = Field(
         default="block",
-        description="with allocation sensitivity: what is tried apart, whole layers or each matrix (several times as long)",
+        description="with allocation sensitivity: what is tried apart, block or matrix (several times as long); or the .json file that "
+        "`squeeze inspect --sensitivity --out` wrote",
     )
     keep: tuple[str, ...] = Field(default=(), description="matrices that stay dense, as names with * and ?")
     remove: RemoveSettings | None = Field(
@@ -134,6 +138,13 @@ class PruneStage(BaseModel):
     )
     training: Training = Field(default=Training(), description="with a schedule: how long, how fast, in what order")
     seed: int = Field(default=0, ge=0, description="what is drawn at random")
+
+    @field_validator("scan")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in SCANS and not value.endswith(".json"):
+            raise ValueError(f"scan {value!r} is neither {' nor '.join(SCANS)} nor a .json file")
+        return value
 
     @field_validator("pattern")
     @classmethod
@@ -221,6 +232,13 @@ class PruneStage(BaseModel):
                 "one trains with the zeros in place"
             )
         return self
+
+    @property
+    def scan_file(self) -> "Path | None":
+        """The table that an earlier scan wrote; None where this stage scans itself."""
+        from pathlib import Path
+
+        return None if self.scan in SCANS else Path(self.scan)
 
     @property
     def share(self) -> float:

@@ -89,6 +89,8 @@ def _allocated(
     """Each matrix's own sparsity, by the name of its parameter, and the scan that says so; None where all have the stage's."""
     if stage.allocation == "uniform":
         return None, None
+    if stage.scan_file is not None:
+        return _as_scanned(model, stage, stage.scan_file)
     if not batches:
         raise PruneError(
             f"allocation {stage.allocation} is measured on calibration texts, and there are none. Set data.splits.calibration; or --data."
@@ -100,7 +102,29 @@ def _allocated(
     from squeeze.pruning.allocation import allocate
     from squeeze.pruning.sensitivity import sensitivity_table
 
-    table = sensitivity_table(model, batches, stage, (), done, by=stage.scan)
+    table = sensitivity_table(model, batches, stage, (), done, by="matrix" if stage.scan == "matrix" else "block")
+    return allocate(table.rows, stage.share), table
+
+
+def _as_scanned(model: "Model", stage: PruneStage, path: Path) -> "tuple[Mapping[str, float], SensitivityTable]":
+    from squeeze.pruning.allocation import allocate
+    from squeeze.report.sensitivity_table import read_table
+
+    table = read_table(path)
+    here = {m.name for m in matrices(model.network, stage.keep) if not m.note}
+    scanned = {name for row in table.rows for name in row.names}
+    strange = sorted(scanned ^ here)
+    if strange:
+        where = "in the scan and not in what is pruned" if strange[0] in scanned else "pruned and not in the scan"
+        raise PruneError(
+            f"{path} is the scan of another model, or of one with other matrices kept dense: {strange[0]} is {where}. Scan this one: "
+            "squeeze inspect --sensitivity --out."
+        )
+    if table.criterion != stage.criterion:
+        raise PruneError(
+            f"{path} was scanned with {table.criterion}, and weights are to be chosen by {stage.criterion}, which loses other things. "
+            f"Scan again with --criterion {stage.criterion}, or prune with criterion {table.criterion}."
+        )
     return allocate(table.rows, stage.share), table
 
 

@@ -14,6 +14,7 @@ from squeeze.data import DataSettings, Splits, load_data
 from squeeze.exporter import MODEL_FILE, ExportSettings
 from squeeze.model import ModelSettings, load_model, load_tokenizer
 from squeeze.pipeline import export_artifact
+from squeeze.pruning.settings import PruneStage, RemoveSettings
 from squeeze.report.explained import GRAPH_BYTES, SizeRow, size_row, size_rows, stage_warnings
 from squeeze.report.schema import Manifest
 from squeeze.stages import apply_stage, keep_source
@@ -67,6 +68,20 @@ def test_a_float_export_is_four_bytes_a_weight(tiny_bert_folder: Path, tmp_path:
     export = export_artifact(source, tmp_path / "export-0-source", ExportSettings())
     assert export.manifest.record.predicted_bytes == 4 * export.manifest.parameters
     assert size_rows((source.manifest, export.manifest)) == [size_row(export.manifest)]
+
+
+def test_heads_that_an_export_leaves_out_are_not_counted(tiny_bert_folder: Path, tmp_path: Path) -> None:
+    source = keep_source(ModelSettings(path=str(tiny_bert_folder)), "text-classification", tmp_path / "0-source")
+    whole = export_artifact(source, tmp_path / "export-0-source", ExportSettings())
+    stage = PruneStage(remove=RemoveSettings(heads=0.5, criterion="random"))
+    export = export_artifact(
+        apply_stage(stage, source, tmp_path / "1-prune"), tmp_path / "export-1-prune", ExportSettings()
+    )
+    graph = onnx.load(export.folder / MODEL_FILE)
+    weights = sum(numpy_helper.to_array(t).nbytes for t in graph.graph.initializer)
+    assert export.manifest.record.predicted_bytes == pytest.approx(weights, rel=0.02)
+    assert export.manifest.record.predicted_bytes < whole.manifest.record.predicted_bytes
+    assert list(stage_warnings(export.manifest)) == []
 
 
 def test_a_prediction_does_not_look_at_what_the_file_holds(tiny_bert_folder: Path) -> None:

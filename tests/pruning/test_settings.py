@@ -30,6 +30,7 @@ HALF: dict[str, Any] = {"sparsity": 0.5}
         ({"pattern": "row", "criterion": "sparsegpt", **HALF}, "pattern row: sparsegpt makes up for each zero"),
         ({"allocation": "owl", "pattern": "2:4"}, "allocation owl gives each matrix a sparsity of its own, which pattern 2:4"),
         ({"allocation": "owl", "scope": "global", **HALF}, "which scope global decides"),
+        ({"allocation": "sensitivity", "scan": "matrices", **HALF}, "scan 'matrices' is neither block nor matrix nor a .json file"),
         ({"training": {"epochs": 2}, **HALF}, "training is for pruning while training. Add a schedule"),
         ({"losses": [{"kind": "kl"}], **HALF}, "losses is for pruning while training"),
         ({"schedule": {}, "pattern": "2:4"}, "pattern 2:4 fixes it. Drop schedule"),

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 import squeeze
-from squeeze.errors import PruneError, RecipeError
+from squeeze.errors import PruneError, RecipeError, ReportError
 from squeeze.masks import Pruned
-from squeeze.model import Model, load_model
+from squeeze.model import Model, ModelSettings, load_model
+from squeeze.pruning.sensitivity import sensitivity_table
 from squeeze.pruning.settings import PruneStage
 from squeeze.recipe import read_recipe
+from squeeze.report.sensitivity_table import write_table
+from squeeze.stages import inputs_of, keep_source
 
 RNG = np.random.default_rng(0)
 BATCHES = [{"input_ids": RNG.integers(4, 100, (2, 16)), "attention_mask": np.ones((2, 16), np.int64)}]
@@ -33,6 +36,46 @@ def test_a_record_tells_what_was_done_and_the_model_knows_its_zeros(tiny_llama_f
     assert record.notes[1] == "sparsegpt from 32 calibration tokens"
     assert len(model.pruned) == 14
     assert model.pruned["model.layers.0.mlp.up_proj.weight"] == Pruned("unstructured", 0.5, 4096)
+
+
+def test_a_scan_that_was_written_spreads_sparsity_as_one_made_on_the_spot(
+    tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    spread = {"sparsity": 0.5, "allocation": "sensitivity"}
+    on_the_spot, as_written = load_model(tiny_llama_folder), load_model(tiny_llama_folder)
+    record = PruneStage(**spread).apply(on_the_spot, BATCHES)
+    write_table(record.sensitivity, tmp_path / "scan.json")
+    stage = PruneStage(**spread, scan=str(tmp_path / "scan.json"))
+    assert stage.apply(as_written, BATCHES).sensitivity == record.sensitivity
+    assert as_written.pruned == on_the_spot.pruned
+    assert len({p.sparsity for p in as_written.pruned.values()}) > 1
+
+
+def test_the_scan_of_something_else_is_refused(tiny_llama_folder: Path, tiny_bert_folder: Path, tmp_path: Path) -> None:
+    place, model = tmp_path / "scan.json", load_model(tiny_llama_folder)
+    labelled = [{**batch, "labels": np.array([0, 1])} for batch in BATCHES]
+    stage = PruneStage(sparsity=0.5, allocation="sensitivity", scan=str(place))
+    with pytest.raises(ReportError, match="scan.json cannot be read"):
+        stage.apply(model, BATCHES)
+    write_table(sensitivity_table(load_model(tiny_bert_folder), labelled, PruneStage(sparsity=0.5)), place)
+    with pytest.raises(
+        PruneError, match="is the scan of another model, or of one with other matrices kept dense: .* is in the scan"
+    ):
+        stage.apply(model, BATCHES)
+    write_table(sensitivity_table(model, BATCHES, PruneStage(sparsity=0.5, criterion="magnitude")), place)
+    with pytest.raises(PruneError, match="was scanned with magnitude, .* prune with criterion magnitude"):
+        stage.apply(model, BATCHES)
+    assert not model.pruned
+
+
+def test_another_scan_in_the_same_file_is_another_stage(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    parent = keep_source(ModelSettings(path=str(tiny_llama_folder)), "causal-lm", tmp_path / "0-source")
+    model, place = load_model(tiny_llama_folder), tmp_path / "scan.json"
+    stage, seen = PruneStage(sparsity=0.5, allocation="sensitivity", scan=str(place)), set()
+    for sparsities in ((0.5, 0.7), (0.5, 0.7), (0.6,)):
+        write_table(sensitivity_table(model, BATCHES, PruneStage(sparsity=0.5), sparsities), place)
+        seen.add(inputs_of(stage, parent, None, None))
+    assert len(seen) == 2
 
 
 def test_a_decoder_by_magnitude_is_warned_of(tiny_llama_folder: Path) -> None:
