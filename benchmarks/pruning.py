@@ -13,16 +13,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
 from benchmarks import peers
 from benchmarks.runs import ROOT, RUNS, accuracies, bench, do_parts, faster, finetuned, of_each, recipe, run_into, tuned
 from squeeze.artifact import read_artifact
-from squeeze.recipe import Recipe
+from squeeze.masks import masks_of
+from squeeze.model import load_model
 from squeeze.report import stats
 from squeeze.report.schema import Measurement, Report, StageRecord
 
@@ -34,7 +39,11 @@ def criteria(say: Any) -> tuple[Report, list[str]]:
     """Half of SmolLM2's weights zero, by each criterion and pattern, beside the dense model; what making them took."""
     made = [alone(f"smollm2-{name}", say) for name in CRITERIA]
     report = bench(
-        [made[0] / "0-source", *(run / "1-prune" for run in made)], recipe("smollm2-wanda"), say, runtimes=["torch"], repeats=3
+        [made[0] / "0-source", *(run / "1-prune" for run in made)],
+        recipe("smollm2-wanda"),
+        say,
+        runtimes=["torch"],
+        repeats=3,
     )
     scored = of_each(report, "negative_log_likelihood", 1 + len(CRITERIA))
     dense = stats.perplexity(scored[0])
@@ -99,7 +108,9 @@ def layers(say: Any) -> tuple[Report, list[str]]:
     tuned(say)
     whole = recipe("smollm2-pruned-layers")
     run = run_into("smollm2-pruned-layers", whole.model_copy(update={"bench": None}), say)
-    report = bench([run / name for name in ("0-source", "1-prune", "2-distill")], whole, say, runtimes=["torch"], repeats=8)
+    report = bench(
+        [run / name for name in ("0-source", "1-prune", "2-distill")], whole, say, runtimes=["torch"], repeats=8
+    )
     scored, rates = of_each(report, "negative_log_likelihood", 3), of_each(report, "decode_rate", 3)
     gain = stats.ratio(rates[2], rates[0])
     curve = record_of(run, "2-distill").training
@@ -118,10 +129,39 @@ def masks(say: Any) -> tuple[Report, list[str]]:
     finetuned()
     whole = recipe("sentiment-sparse-int8")
     run = run_into("sentiment-sparse-int8", whole.model_copy(update={"bench": None}), say)
-    report = bench([run / name for name in ("export-0-source", "export-3-quantize")], whole, say, runtimes=["onnxruntime"], repeats=5)
-    found = [(m.name, m.parameters - m.nonzero_parameters) for m in report.manifests]
-    del found
-    return report, [accuracies(*reversed(of_each(report, "correct", 2)))]
+    report = bench(
+        [run / name for name in ("export-0-source", "export-3-quantize")],
+        whole,
+        say,
+        runtimes=["onnxruntime"],
+        repeats=5,
+    )
+    masks = masks_of(load_model(run / "1-prune"))
+    asked = sum(keep.numel() for keep in masks.values()) // 2
+    notes = [
+        f"{len(masks)} matrices, half of {sum(keep.numel() for keep in masks.values()):,} weights asked: {asked:,}"
+    ]
+    for name in ("1-prune", "2-distill", "3-quantize"):
+        values = weights_of(load_model(run / name), masks)
+        zeros = sum(int((value == 0).sum()) for value in values.values())
+        lost = sum(int((value[~masks[n]] != 0).sum()) for n, value in values.items())
+        worst = max(abs(int((~masks[n]).sum()) - round(masks[n].numel() * 0.5)) for n in masks)
+        notes.append(
+            f"{name}: {zeros:,} zeros; {lost} of the mask's are zero no more; no matrix is more than {worst} off half"
+        )
+    integers = load_model(run / "3-quantize").integers
+    stored = [numpy_helper.to_array(t) for t in onnx.load(run / "export-3-quantize" / "model.onnx").graph.initializer]
+    notes.append(
+        f"the export's int8 matrices hold {sum(int((a == 0).sum()) for a in stored if a.dtype == np.int8 and a.ndim == 2):,} zeros, those "
+        f"of 3-quantize {sum(int((w.integers == 0).sum()) for w in integers.values()):,}"
+    )
+    return report, [*notes, accuracies(*reversed(of_each(report, "correct", 2)))]
+
+
+def weights_of(model: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The model's matrices, as integers where they are."""
+    parameters = dict(model.network.named_parameters())
+    return {n: model.integers[n].integers if n in model.integers else parameters[n].detach() for n in names}
 
 
 def alone(name: str, say: Any) -> Path:
@@ -132,7 +172,17 @@ def alone(name: str, say: Any) -> Path:
         return run
     say(name, 0, 1)
     threads = len(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "squeeze", "run", ROOT / "recipes" / f"{name}.yaml", "--out", run, "--quiet", "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "squeeze",
+        "run",
+        ROOT / "recipes" / f"{name}.yaml",
+        "--out",
+        run,
+        "--quiet",
+        "--resume",
+    ]
     for part in ("export", "verify", "bench"):
         command += ["--set", f"{part}=null"]
     with tempfile.TemporaryFile() as printed:
@@ -140,7 +190,9 @@ def alone(name: str, say: Any) -> Path:
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"squeeze run {name} failed with {os.waitstatus_to_exitcode(status)}.")
-    (run / "cost.json").write_text(json.dumps({"peak_bytes": 1024 * usage.ru_maxrss, "threads": threads}) + "\n", "utf-8")
+    (run / "cost.json").write_text(
+        json.dumps({"peak_bytes": 1024 * usage.ru_maxrss, "threads": threads}) + "\n", "utf-8"
+    )
     return run
 
 

@@ -40,7 +40,7 @@ def quantize(
     model: str | Path, out: str | Path | None = None, *, scheme: str = "int8", method: str = "round", block_size: int | None = None,
     symmetric: bool | None = None, smooth_alpha: float | None = None, granularity: str | None = None, calibrator: str = "mse",
     percentile: float = 99.999, bias_correction: bool = True, equalize: bool = False, reduce_range: bool = False, curve: Sequence[int] = (),
-    keep: Sequence[str] = (),
+    outliers: int = 0, sparsity: float | None = None, pattern: str = "unstructured", keep: Sequence[str] = (),
     mixed: dict[str, Any] | None = None, data: dict[str, Any] | None = None, seed: int = 0, task: str | None = None,
     weights: str | None = None, revision: str | None = None, progress: Progress | None = None,
 ) -> Artifact:  # fmt: skip
@@ -57,8 +57,8 @@ def quantize(
     given = {
         "scheme": scheme, "method": method, "block_size": block_size, "symmetric": symmetric, "smooth_alpha": smooth_alpha,
         "granularity": granularity, "calibrator": calibrator, "percentile": percentile, "bias_correction": bias_correction,
-        "equalize": equalize, "reduce_range": reduce_range, "curve": tuple(curve), "keep": tuple(keep),
-        "mixed": mixed,
+        "equalize": equalize, "reduce_range": reduce_range, "curve": tuple(curve), "outliers": outliers,
+        "sparsity": sparsity, "pattern": pattern, "keep": tuple(keep), "mixed": mixed,
     }  # fmt: skip
     stage = validated(QuantizeStage, given, "quantize")
     settings = None if data is None else validated(DataSettings, data, "data")

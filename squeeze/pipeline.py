@@ -222,7 +222,8 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", 
         return found
     model = load_model(parent.folder)
     clock = time.monotonic()
-    predicted = export_bytes(without_silent(model)[0], by_builder=is_by_builder(model, settings))
+    there = without_silent(model)[0]
+    predicted = export_bytes(there, by_builder=is_by_builder(model, settings))
 
     def fill(place: Path) -> StageRecord:
         texts = () if split is None or data is None else calibration_batches(data, split, model)
@@ -237,7 +238,7 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", 
             predicted_bytes=predicted,
         )
 
-    return write(folder, fill, model, inputs=inputs, parent=parent.digest, extra={}, form="onnx", data=used)
+    return write(folder, fill, there, inputs=inputs, parent=parent.digest, extra={}, form="onnx", data=used)
 
 
 def verify_artifact(parent: Artifact, export: Artifact, settings: "VerifySettings", seed: int) -> ArtifactChecks:

@@ -16,7 +16,19 @@ from squeeze.cli.bench import bench
 from squeeze.cli.distill import MORE as DISTILL_MORE
 from squeeze.cli.distill import distill
 from squeeze.cli.inspect import show_sensitivity
-from squeeze.cli.options import MODEL, Json, Out, Quiet, Revision, Seed, Task, Weights, print_artifact, print_report
+from squeeze.cli.options import (
+    MODEL,
+    Json,
+    Out,
+    Quiet,
+    Revision,
+    Seed,
+    Task,
+    Weights,
+    check_settings,
+    print_artifact,
+    print_report,
+)
 from squeeze.cli.prune import MORE as PRUNE_MORE
 from squeeze.cli.prune import prune
 from squeeze.errors import SqueezeError
@@ -123,7 +135,10 @@ def quantize(
     ] = None,
     task: Task = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="More of data, such as --set data.block_size=256.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="More of what a recipe says, such as --set data.block_size=256 or --set quantize.outliers=8."
+        ),
     ] = None,
     seed: Seed = 0,
     weights: Weights = None,
@@ -133,40 +148,31 @@ def quantize(
 ) -> None:
     """Turn a model's weights into integers; the result is an artifact in a run folder."""
     from squeeze import api
+    from squeeze.compress import QuantizeStage
     from squeeze.recipe import apply_overrides
 
-    splits = {"evaluate": evaluate, "calibration": calibration}
-    content: dict[str, Any] = {"data": {} if data is None else {"path": data, "splits": splits}}
-    apply_overrides(content, settings or ())
     if fallback is not None and budget is None and size is None:
         raise SqueezeError(
             "--fallback says what sensitive layers become. Say how many with --budget or --size, or drop it."
         )
-    mixed = {"budget": budget, "size": size, "fallback": fallback} if budget is not None or size is not None else None
+    said = {
+        "scheme": scheme, "method": method, "block_size": block_size, "symmetric": symmetric, "smooth_alpha": smooth,
+        "granularity": granularity, "calibrator": calibrator, "equalize": equalize, "reduce_range": reduce_range, "curve": curve or [],
+        "keep": keep or [],
+    }  # fmt: skip
+    if budget is not None or size is not None:
+        said["mixed"] = {"budget": budget, "size": size, "fallback": fallback}
+    splits = {"evaluate": evaluate, "calibration": calibration}
+    content: dict[str, Any] = {"data": {} if data is None else {"path": data, "splits": splits}, "quantize": said}
+    apply_overrides(content, settings or ())
+    check_settings(content, ("data", "quantize"))
+    check_settings(content["quantize"], QuantizeStage.model_fields.keys() - {"kind"}, "quantize.")
     with console.progress(quiet=quiet) as say:
         say(f"quantize {model}", 0, 1)
         artifact = api.quantize(
-            model,
-            out,
-            scheme=scheme,
-            method=method,
-            block_size=block_size,
-            symmetric=symmetric,
-            smooth_alpha=smooth,
-            granularity=granularity,
-            calibrator=calibrator,
-            equalize=equalize,
-            reduce_range=reduce_range,
-            curve=curve or (),
-            keep=keep or (),
-            mixed=mixed,
-            data=content["data"] or None,
-            progress=say,
-            seed=seed,
-            task=task,
-            weights=weights,
-            revision=revision,
-        )
+            model, out, data=content["data"] or None, progress=say, seed=seed, task=task, weights=weights, revision=revision,
+            **content["quantize"],
+        )  # fmt: skip
     print_artifact(artifact, json)
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from squeeze.errors import PruneError
 from squeeze.model import answer
 from squeeze.narrowing import cacheless
+from squeeze.pruning.gates import labels, next_tokens
 
 if TYPE_CHECKING:
     from squeeze.model import Model
@@ -92,11 +92,13 @@ def loss_gradients(
 
 
 def _loss(model: "Model", text: Batch) -> Tensor:
-    inputs = {name: torch.from_numpy(text[name]) for name in model.text_inputs if name in text}
+    """Mean over what the text is scored by: its class, or its tokens but the first."""
+    given = {name: torch.from_numpy(array) for name, array in text.items()}
+    inputs = {name: given[name] for name in model.text_inputs if name in given}
     out = answer(model.network(**inputs, **cacheless(model.network)), model.task)
     if model.task == "text-classification":
-        return functional.cross_entropy(out, torch.from_numpy(text["labels"]))
-    return functional.cross_entropy(out[0, :-1], inputs["input_ids"][0, 1:])
+        return labels(out, given)
+    return next_tokens(out, inputs) / (inputs["input_ids"].shape[1] - 1)
 
 
 def block_gradients(

@@ -29,6 +29,8 @@ from squeeze.report.verdict import Verdict
 
 SPEEDS = ("decode_rate", "time_per_output_token", "set_time", "latency", "time_to_first_token")
 """Quantities that speak for speed, most telling first."""
+DENSE = {"torch.sparse": "torch"}
+"""Runtimes for zeros -> the one that the dense model runs in."""
 PACKED = 0.8
 """Share of zeros from which OpenVINO's packed weights are mentioned."""
 ZERO_COLUMNS = (
@@ -155,7 +157,7 @@ def _remedy(report: Report, row: ZeroRow) -> str:
     if row.pattern == "2:4":
         said.append(
             "This pattern is what the sparse tensor cores of NVIDIA GPUs (compute capability 8.0 and later) run, in 16 or 8 bits, "
-            "once torch has converted the weights (torch.sparse.to_sparse_semi_structured); elsewhere, for speed, "
+            "in squeeze's runtime torch.sparse (squeeze bench --runtime torch.sparse --device cuda --dtype float16); elsewhere, for speed, "
             + REMOVE
             + "."
         )
@@ -324,7 +326,8 @@ def _product(shape: Sequence[int]) -> int:
 
 
 def _speeds(before: Sequence[Measurement], after: Sequence[Measurement]) -> Iterator[Speed]:
-    """Each timed workload that both ran in one runtime, with the same device, threads and type."""
+    """Each timed workload that both ran in one runtime, with the same device, threads and type; torch.sparse takes no dense model, and is
+    held against torch."""
     for quantity in SPEEDS:
         judge = QUANTITIES[quantity].judge
         for m in after:
@@ -334,7 +337,7 @@ def _speeds(before: Sequence[Measurement], after: Sequence[Measurement]) -> Iter
 
 
 def _like(m: Measurement) -> tuple[object, ...]:
-    return m.quantity, m.workload, m.runtime, m.device, m.threads, m.dtype
+    return m.quantity, m.workload, DENSE.get(m.runtime, m.runtime), m.device, m.threads, m.dtype
 
 
 def _value(measured: Sequence[Measurement], quantity: str) -> float | None:

@@ -23,6 +23,7 @@ from squeeze.runtimes.session import (
     Session,
     cores,
 )
+from squeeze.runtimes.sparse_session import SparseSession
 from squeeze.runtimes.torch_session import CompiledSession, TorchSession
 
 
@@ -74,7 +75,7 @@ def default_runtimes(folder: Path) -> tuple[str, ...]:
 def possible_runtimes(folder: Path) -> tuple[str, ...]:
     """Every runtime whose files lie in this folder (or are this .gguf file), whether it is installed or not."""
     found = default_runtimes(folder)
-    return (*found, *{"onnxruntime": ("openvino",), "torch": ("torch.compile",)}.get(found[-1], ()))
+    return (*found, *{"onnxruntime": ("openvino",), "torch": ("torch.compile", "torch.sparse")}.get(found[-1], ()))
 
 
 Opens = type[TorchSession] | type[OnnxSession] | type[GenaiSession] | type[OpenvinoSession] | type[LlamaSession]
@@ -82,6 +83,7 @@ Opens = type[TorchSession] | type[OnnxSession] | type[GenaiSession] | type[Openv
 RUNTIMES: dict[str, Opens] = {
     "torch": TorchSession,
     "torch.compile": CompiledSession,
+    "torch.sparse": SparseSession,
     "onnxruntime": OnnxSession,
     "onnxruntime-genai": GenaiSession,
     "openvino": OpenvinoSession,

@@ -35,7 +35,7 @@ class TorchSession:
         if dtype is None and device == "cuda" and model.half is not None and not model.half.kept:
             dtype = model.half.dtype
         self._network: Any = model.network.to(device, None if dtype is None else getattr(torch, dtype))
-        self._task, self._text_inputs = model.task, model.text_inputs
+        self._task, self._text_inputs, self._pruned = model.task, model.text_inputs, model.pruned
         self._cached = model.factory is None
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:

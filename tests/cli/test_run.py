@@ -257,3 +257,32 @@ def test_quantize_takes_a_curve_and_a_reduced_range_and_tells_what_it_predicted(
     record = json.loads((tmp_path / "run" / "1-quantize" / "squeeze.json").read_text("utf-8"))["record"]
     assert [point["texts"] for point in record["curve"]] == [2, 16]
     assert record["settings"]["reduce_range"] is True
+
+
+def test_quantize_prunes_in_the_same_pass_where_the_rest_of_a_recipe_is_set(
+    squeeze: Squeeze, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    given = (
+        "--method",
+        "gptq",
+        "--data",
+        "asset:pydoc-topics",
+        "--evaluate",
+        2,
+        "--calibration",
+        4,
+        "--set",
+        "data.block_size=16",
+    )
+    done = squeeze(
+        "quantize", tiny_llama_folder, "--out", "run", *given, "--set", "quantize.pattern=2:4", where=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    pruned = json.loads((tmp_path / "run" / "1-quantize" / "squeeze.json").read_text("utf-8"))["extra"]["pruned"]
+    assert len(pruned) == 14
+    done = squeeze(
+        "quantize", tiny_llama_folder, "--out", "other", *given, "--set", "quantize.patern=2:4", where=tmp_path
+    )
+    assert done.returncode == 1
+    assert "--set quantize.patern is unknown. Did you mean 'pattern'?" in done.stderr
+    assert not (tmp_path / "other").exists()

@@ -74,13 +74,13 @@ def test_heads_that_an_export_leaves_out_are_not_counted(tiny_bert_folder: Path,
     source = keep_source(ModelSettings(path=str(tiny_bert_folder)), "text-classification", tmp_path / "0-source")
     whole = export_artifact(source, tmp_path / "export-0-source", ExportSettings())
     stage = PruneStage(remove=RemoveSettings(heads=0.5, criterion="random"))
-    export = export_artifact(
-        apply_stage(stage, source, tmp_path / "1-prune"), tmp_path / "export-1-prune", ExportSettings()
-    )
+    pruned = apply_stage(stage, source, tmp_path / "1-prune")
+    export = export_artifact(pruned, tmp_path / "export-1-prune", ExportSettings())
     graph = onnx.load(export.folder / MODEL_FILE)
     weights = sum(numpy_helper.to_array(t).nbytes for t in graph.graph.initializer)
     assert export.manifest.record.predicted_bytes == pytest.approx(weights, rel=0.02)
     assert export.manifest.record.predicted_bytes < whole.manifest.record.predicted_bytes
+    assert export.manifest.nonzero_parameters < export.manifest.parameters < pruned.manifest.parameters
     assert list(stage_warnings(export.manifest)) == []
 
 

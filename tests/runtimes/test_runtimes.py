@@ -185,6 +185,8 @@ def test_a_session_records_the_threads_that_it_was_given(
 ) -> None:
     if runtime == "llama.cpp":
         pytest.importorskip("llama_cpp", reason="llama-cpp-python is an extra that takes minutes to compile")
+    if runtime == "torch.sparse":
+        pytest.skip("torch.sparse runs on GPUs only: tests/runtimes/test_sparse.py")
     folder = (
         smollm2
         if runtime == "llama.cpp"
@@ -220,7 +222,7 @@ def test_an_unknown_runtime_is_answered_with_the_nearest(tmp_path: Path) -> None
         open_it(tmp_path, "onnx-runtime")
     assert str(caught.value) == (
         "runtime 'onnx-runtime' is unknown. Did you mean 'onnxruntime'? "
-        "Known: llama.cpp, onnxruntime, onnxruntime-genai, openvino, torch, torch.compile."
+        "Known: llama.cpp, onnxruntime, onnxruntime-genai, openvino, torch, torch.compile, torch.sparse."
     )
 
 
