@@ -155,7 +155,7 @@ def quantize(
         raise SqueezeError(
             "--fallback says what sensitive layers become. Say how many with --budget or --size, or drop it."
         )
-    said = {
+    said: dict[str, Any] = {
         "scheme": scheme, "method": method, "block_size": block_size, "symmetric": symmetric, "smooth_alpha": smooth,
         "granularity": granularity, "calibrator": calibrator, "equalize": equalize, "reduce_range": reduce_range, "curve": curve or [],
         "keep": keep or [],
