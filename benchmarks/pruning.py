@@ -94,7 +94,7 @@ def exported(name: str, folders: tuple[str, str], say: Any) -> tuple[Report, lis
     whole = recipe(name)
     run = run_into(name, whole.model_copy(update={"bench": None}), say)
     paths = [peers.plain_opset18(run / "0-source"), *(run / folder for folder in folders)]
-    report = bench(paths, whole, say, runtimes=["onnxruntime"], repeats=8, seconds_per_cell=0.5)
+    report = bench(paths, whole, say, runtimes=["onnxruntime"], repeats=6, seconds_per_cell=0.5)
     times, right = of_each(report, "set_time", 3), of_each(report, "correct", 3)
     return report, [
         faster(times[2], times[0], "torch's opset-18 export"),
@@ -109,7 +109,7 @@ def layers(say: Any) -> tuple[Report, list[str]]:
     whole = recipe("smollm2-pruned-layers")
     run = run_into("smollm2-pruned-layers", whole.model_copy(update={"bench": None}), say)
     report = bench(
-        [run / name for name in ("0-source", "1-prune", "2-distill")], whole, say, runtimes=["torch"], repeats=8
+        [run / name for name in ("0-source", "1-prune", "2-distill")], whole, say, runtimes=["torch"], repeats=5
     )
     scored, rates = of_each(report, "negative_log_likelihood", 3), of_each(report, "decode_rate", 3)
     gain = stats.ratio(rates[2], rates[0])
