@@ -32,6 +32,8 @@ from squeeze.report import stats
 from squeeze.report.schema import Measurement, Report, StageRecord
 
 CRITERIA = ("magnitude", "wanda", "sparsegpt", "wanda-2-4", "sparsegpt-2-4")
+SCORES: dict[str, Any] = {"workloads": [], "memory": False, "energy": False, "ceilings": False}
+"""Of a bench that scores answers and times nothing."""
 GIB = 2**30
 
 
@@ -66,7 +68,7 @@ def allocation(say: Any) -> tuple[Report, list[str]]:
     spread = [alone(name, say) for name in ("smollm2-wanda-sensitivity", "smollm2-wanda-owl")]
     report = bench(
         [uniform / "0-source", *(run / "1-prune" for run in (uniform, *spread))], recipe("smollm2-wanda"), say,
-        runtimes=["torch"], repeats=3,
+        runtimes=["torch"], **SCORES,
     )  # fmt: skip
     scored = of_each(report, "negative_log_likelihood", 4)
     notes = [f"perplexity: dense {stats.perplexity(scored[0]):.2f}, uniform {stats.perplexity(scored[1]):.2f}"]
@@ -134,7 +136,7 @@ def masks(say: Any) -> tuple[Report, list[str]]:
         whole,
         say,
         runtimes=["onnxruntime"],
-        repeats=5,
+        **SCORES,
     )
     masks = masks_of(load_model(run / "1-prune"))
     asked = sum(keep.numel() for keep in masks.values()) // 2

@@ -131,11 +131,9 @@ BASES = {
     "distill-embeddings": ("0-source", "torch"),
     "distill-language": ("0-source", "torch"),
     "prune-criteria": ("0-source", "torch"),
-    "prune-allocation": ("0-source", "torch"),
     "prune-layers": ("0-source", "torch"),
     "prune-classifier": ("torch-export-opset18", "onnxruntime"),
     "prune-chain": ("torch-export-opset18", "onnxruntime"),
-    "prune-masks": ("export-0-source", "onnxruntime"),
 }
 SPEEDS = ("set_time", "latency", "time_to_first_token", "time_per_output_token")
 COLUMNS = ("correct", "same_answer", "negative_log_likelihood", *SPEEDS, "peak_memory")
