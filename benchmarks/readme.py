@@ -58,13 +58,9 @@ def _head(file: Path, report: Report, what: str) -> str:
 
 def _section(file: Path, report: Report) -> str:
     before, after = ends(report)
-    lines = [
-        _head(file, report, f"{before} against {after}"),
-        "| quantity | before | after | change |",
-        "|---|---|---|---|",
-    ]
-    lines += [f"| {row.label} | {row.before.text} | {row.after.text} | {row.verdict} |" for row in summarize(report)]
-    return "\n".join(lines) + "\n"
+    rows = [f"| {row.label} | {row.before.text} | {row.after.text} | {row.verdict} |" for row in summarize(report)]
+    table = ["| quantity | before | after | change |", "|---|---|---|---|", *rows] if rows else []
+    return "\n".join([_head(file, report, f"{before} against {after}"), *table]) + "\n"
 
 
 def _grid(file: Path, report: Report) -> str:
