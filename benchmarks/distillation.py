@@ -14,8 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
-from benchmarks import peers
-from benchmarks.runs import accuracies, bench, do_parts, faster, finetuned, of_each, recipe, run_into, share, tuned
+from benchmarks.runs import bench, do_parts, finetuned, of_each, recipe, run_into, share, tuned
 from squeeze.recipe import Recipe
 from squeeze.report import stats
 from squeeze.report.schema import Report, read_report
@@ -73,17 +72,7 @@ def students(seed: int, say: Any) -> tuple[Path, Path]:
 
 def chain(say: Any) -> tuple[Report, list[str]]:
     """Distilled, then int8: one recipe, against the export that torch writes when nobody asks for more."""
-    finetuned()
-    whole = recipe("sentiment-distilled-int8")
-    run = run_into("chain", whole.model_copy(update={"bench": None}), say)
-    paths = [peers.plain_opset18(run / "0-source"), run / "export-0-source", run / "export-2-quantize"]
-    report = bench(paths, whole, say, runtimes=["onnxruntime"], repeats=8, seconds_per_cell=0.5)
-    times, right = of_each(report, "set_time", 3), of_each(report, "correct", 3)
-    return report, [
-        faster(times[2], times[0], "torch's opset-18 export"),
-        faster(times[2], times[1], "squeeze's own fp32 export"),
-        accuracies(right[2], right[0]),
-    ]
+    return against_plain("sentiment-distilled-int8", "export-2-quantize", say, folder="chain")
 
 
 def embeddings(say: Any) -> tuple[Report, list[str]]:

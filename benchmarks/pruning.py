@@ -23,8 +23,7 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
-from benchmarks import peers
-from benchmarks.runs import ROOT, RUNS, accuracies, bench, do_parts, faster, finetuned, of_each, recipe, run_into, tuned
+from benchmarks.runs import ROOT, RUNS, accuracies, bench, do_parts, finetuned, of_each, recipe, run_into, tuned
 from squeeze.artifact import read_artifact
 from squeeze.masks import masks_of
 from squeeze.model import load_model
@@ -82,27 +81,12 @@ def allocation(say: Any) -> tuple[Report, list[str]]:
 
 def classifier(say: Any) -> tuple[Report, list[str]]:
     """Half of the feed-forward neurons and a third of the heads gone, one epoch of recovery, in ONNX Runtime."""
-    return exported("sentiment-pruned", ("export-0-source", "export-2-distill"), say)
+    return against_plain("sentiment-pruned", "export-2-distill", say)
 
 
 def chain(say: Any) -> tuple[Report, list[str]]:
     """Parts removed, distilled, int8: one recipe, against the export that torch writes when nobody asks for more."""
-    return exported("sentiment-pruned-int8", ("export-0-source", "export-3-quantize"), say)
-
-
-def exported(name: str, folders: tuple[str, str], say: Any) -> tuple[Report, list[str]]:
-    """A classifier's recipe; its dense and its last export beside torch's plain one."""
-    finetuned()
-    whole = recipe(name)
-    run = run_into(name, whole.model_copy(update={"bench": None}), say)
-    paths = [peers.plain_opset18(run / "0-source"), *(run / folder for folder in folders)]
-    report = bench(paths, whole, say, runtimes=["onnxruntime"], repeats=6, seconds_per_cell=0.5)
-    times, right = of_each(report, "set_time", 3), of_each(report, "correct", 3)
-    return report, [
-        faster(times[2], times[0], "torch's opset-18 export"),
-        faster(times[2], times[1], "squeeze's own fp32 export"),
-        accuracies(right[2], right[0]),
-    ]
+    return against_plain("sentiment-pruned-int8", "export-3-quantize", say)
 
 
 def layers(say: Any) -> tuple[Report, list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import squeeze
+from benchmarks import peers
 from benchmarks.store import CACHE, FOUND, machine
 from squeeze.console import message, print_report, progress
 from squeeze.recipe import Recipe, read_recipe
@@ -101,3 +102,18 @@ def faster(one: Measurement, other: Measurement, than: str) -> str:
     """How many times as fast the one is as the other, both in seconds."""
     found = stats.ratio(other, one)
     return f"whole set: {found.value:.2f}x the speed of {than} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def against_plain(name: str, export: str, say: Any, folder: str | None = None) -> tuple[Report, list[str]]:
+    """A classifier's recipe, its last export beside the dense one and beside what torch writes when nobody asks for more."""
+    finetuned()
+    whole = recipe(name)
+    run = run_into(folder or name, whole.model_copy(update={"bench": None}), say)
+    paths = [peers.plain_opset18(run / "0-source"), run / "export-0-source", run / export]
+    report = bench(paths, whole, say, runtimes=["onnxruntime"], repeats=6, seconds_per_cell=0.5)
+    times, right = of_each(report, "set_time", 3), of_each(report, "correct", 3)
+    return report, [
+        faster(times[2], times[0], "torch's opset-18 export"),
+        faster(times[2], times[1], "squeeze's own fp32 export"),
+        accuracies(right[2], right[0]),
+    ]
