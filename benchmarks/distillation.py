@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
-from benchmarks.runs import bench, do_parts, finetuned, of_each, recipe, run_into, share, tuned
+from benchmarks.runs import against_plain, bench, do_parts, finetuned, of_each, recipe, run_into, share, tuned
 from squeeze.recipe import Recipe
 from squeeze.report import stats
 from squeeze.report.schema import Report, read_report

@@ -23,7 +23,19 @@ from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
-from benchmarks.runs import ROOT, RUNS, accuracies, bench, do_parts, finetuned, of_each, recipe, run_into, tuned
+from benchmarks.runs import (
+    ROOT,
+    RUNS,
+    accuracies,
+    against_plain,
+    bench,
+    do_parts,
+    finetuned,
+    of_each,
+    recipe,
+    run_into,
+    tuned,
+)
 from squeeze.artifact import read_artifact
 from squeeze.masks import masks_of
 from squeeze.model import load_model
