@@ -283,6 +283,6 @@ def test_quantize_prunes_in_the_same_pass_where_the_rest_of_a_recipe_is_set(
     done = squeeze(
         "quantize", tiny_llama_folder, "--out", "other", *given, "--set", "quantize.patern=2:4", where=tmp_path
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "--set quantize.patern is unknown. Did you mean 'pattern'?" in done.stderr
     assert not (tmp_path / "other").exists()
