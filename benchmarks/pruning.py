@@ -134,19 +134,18 @@ def masks(say: Any) -> tuple[Report, list[str]]:
         runtimes=["onnxruntime"],
         **SCORES,
     )
-    masks = masks_of(load_model(run / "1-prune"))
-    asked = sum(keep.numel() for keep in masks.values()) // 2
+    kept = masks_of(load_model(run / "1-prune"))
+    worst = max(abs(2 * int((~keep).sum()) - keep.numel()) / 2 for keep in kept.values())
+    asked = sum(keep.numel() for keep in kept.values()) // 2
     notes = [
-        f"{len(masks)} matrices, half of {sum(keep.numel() for keep in masks.values()):,} weights asked: {asked:,}"
+        f"{len(kept)} matrices, half of {sum(keep.numel() for keep in kept.values()):,} weights asked: {asked:,}; none is "
+        f"more than {worst:g} weights off its half"
     ]
     for name in ("1-prune", "2-distill", "3-quantize"):
-        values = weights_of(load_model(run / name), masks)
+        values = weights_of(load_model(run / name), kept)
         zeros = sum(int((value == 0).sum()) for value in values.values())
-        lost = sum(int((value[~masks[n]] != 0).sum()) for n, value in values.items())
-        worst = max(abs(int((~masks[n]).sum()) - round(masks[n].numel() * 0.5)) for n in masks)
-        notes.append(
-            f"{name}: {zeros:,} zeros; {lost} of the mask's are zero no more; no matrix is more than {worst} off half"
-        )
+        lost = sum(int((value[~kept[n]] != 0).sum()) for n, value in values.items())
+        notes.append(f"{name}: {zeros:,} zeros; {lost} of the mask's are zero no more")
     integers = load_model(run / "3-quantize").integers
     stored = [numpy_helper.to_array(t) for t in onnx.load(run / "export-3-quantize" / "model.onnx").graph.initializer]
     notes.append(
@@ -195,6 +194,7 @@ def alone(name: str, say: Any) -> Path:
 
 
 def pruned(run: Path) -> StageRecord:
+    """What the prune stage wrote down."""
     return record_of(run, "1-prune")
 
 

@@ -50,7 +50,7 @@ def tuned(say: Any) -> None:
     """SmolLM2 tuned to the manual, which recipes start from, trained where it is not there yet."""
     folder = CACHE / "smollm2-manual"
     if not (folder / "1-distill").is_dir():
-        squeeze.run(read_recipe(ROOT / "recipes" / "smollm2-manual.yaml"), folder, mode="resume", progress=say)
+        squeeze.run(recipe("smollm2-manual"), folder, mode="resume", progress=say)
 
 
 def recipe(name: str) -> Recipe:

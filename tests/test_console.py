@@ -173,6 +173,23 @@ def test_a_stage_shows_what_stayed_in_float_and_what_lost_most(open_stream: Open
     assert text.rindex("gptq 0.012 8.00 8 bits") > text.index("most sensitive")
 
 
+def test_a_pruned_model_shows_where_its_outputs_changed_most(open_stream: Open, tmp_path: Path) -> None:
+    rows = tuple(
+        LayerRow(name=f"layer.{n}", shape=(2, 2), bits=32, sparsity=0.5, sqnr_db=None, output_sqnr_db=n, note="half")
+        for n in (9, 4)
+    )
+    out = open_stream()
+    for layers in (rows, rows[:0]):
+        console.print_layers(StageRecord(kind="prune", settings={}, seconds=1.0, layers=layers, notes=()), tmp_path)
+    text = words(out.text)
+    assert (
+        text.index("matrices whose outputs changed most")
+        < text.index("layer.4 4.0 dB; half")
+        < text.index("layer.9 9.0 dB")
+    )
+    assert text.count("changed most") == 1
+
+
 def explained(golden: Report) -> Report:
     """The golden report with what a later squeeze says of its stage."""
     first, second, *rest = golden.manifests

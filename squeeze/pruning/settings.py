@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,8 +12,6 @@ from squeeze.report.explained import prune_words
 from squeeze.training.settings import Training
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -234,10 +233,8 @@ class PruneStage(BaseModel):
         return self
 
     @property
-    def scan_file(self) -> "Path | None":
+    def scan_file(self) -> Path | None:
         """The table that an earlier scan wrote; None where this stage scans itself."""
-        from pathlib import Path
-
         return None if self.scan in SCANS else Path(self.scan)
 
     @property
@@ -261,11 +258,12 @@ class PruneStage(BaseModel):
         """Whether texts decide the result."""
         if self.remove is not None:
             return self.remove.needs_data
-        return self.criterion not in DATA_FREE or self.allocation != "uniform" or self.schedule is not None
+        measures = self.allocation != "uniform" and self.scan_file is None
+        return self.criterion not in DATA_FREE or measures or self.schedule is not None
 
     def apply(
         self, model: "Model", batches: "Batches" = (), done: Callable[..., None] | None = None, *, data: "Data | None" = None,
-        teacher: "Taught | None" = None, workspace: "Path | None" = None, key: "Digest" = "",
+        teacher: "Taught | None" = None, workspace: Path | None = None, key: "Digest" = "",
     ) -> "StageRecord":  # fmt: skip
         """Prune `model` in place. `batches` are calibration texts, with `labels` for the criteria that read gradients.
 

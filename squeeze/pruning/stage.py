@@ -111,9 +111,8 @@ def _as_scanned(model: "Model", stage: PruneStage, path: Path) -> "tuple[Mapping
     from squeeze.report.sensitivity_table import read_table
 
     table = read_table(path)
-    here = {m.name for m in matrices(model.network, stage.keep) if not m.note}
-    scanned = {name for row in table.rows for name in row.names}
-    strange = sorted(scanned ^ here)
+    scanned = allocate(table.rows, stage.share)
+    strange = sorted(scanned.keys() ^ {m.name for m in matrices(model.network, stage.keep) if not m.note})
     if strange:
         where = "in the scan and not in what is pruned" if strange[0] in scanned else "pruned and not in the scan"
         raise PruneError(
@@ -125,7 +124,7 @@ def _as_scanned(model: "Model", stage: PruneStage, path: Path) -> "tuple[Mapping
             f"{path} was scanned with {table.criterion}, and weights are to be chosen by {stage.criterion}, which loses other things. "
             f"Scan again with --criterion {stage.criterion}, or prune with criterion {table.criterion}."
         )
-    return allocate(table.rows, stage.share), table
+    return scanned, table
 
 
 def _size(row: LayerRow) -> int:

@@ -156,10 +156,9 @@ def _remedy(report: Report, row: ZeroRow) -> str:
     said = ["Its kernels multiply by zeros as by any number."]
     if row.pattern == "2:4":
         said.append(
-            "This pattern is what the sparse tensor cores of NVIDIA GPUs (compute capability 8.0 and later) run, in 16 or 8 bits, "
-            "in squeeze's runtime torch.sparse (squeeze bench --runtime torch.sparse --device cuda --dtype float16); elsewhere, for speed, "
-            + REMOVE
-            + "."
+            "This pattern is what the sparse tensor cores of NVIDIA GPUs (compute capability 8.0 and later) run, in 16 or 8 bits; "
+            "in 16, squeeze's runtime torch.sparse does (squeeze bench --runtime torch.sparse --device cuda --dtype float16); "
+            "elsewhere, for speed, " + REMOVE + "."
         )
     elif re.fullmatch(r"\d+:\d+", row.pattern):
         said.append(f"No runtime here has kernels for {row.pattern}; GPUs have them for 2:4. For speed, {REMOVE}.")

@@ -53,12 +53,13 @@ class SparseSession(TorchSession):
             raise RuntimeUnavailable(
                 "torch.sparse runs on the sparse tensor cores of NVIDIA GPUs, and CPUs have none. Use --device cuda, or runtime torch."
             )
-        super().__init__(folder, device, threads, dtype)
+        self.check_device(device)
         here = torch.cuda.get_device_capability()
         if here < CAPABILITY:
             raise RuntimeUnavailable(
                 f"this GPU has compute capability {here[0]}.{here[1]}, and sparse tensor cores came with 8.0. Use runtime torch."
             )
+        super().__init__(folder, device, threads, dtype)
         found = str(next(self._network.parameters()).dtype).removeprefix("torch.")
         if found not in TYPES:
             raise RuntimeUnavailable(f"torch.sparse computes in 16 bits, and this is {found}. Use --dtype float16.")

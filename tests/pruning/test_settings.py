@@ -61,6 +61,10 @@ def test_sparsity_is_a_share_below_one(sparsity: float) -> None:
             {"allocation": "sensitivity", "criterion": "magnitude", "schedule": {}, **HALF}, 0.5, True,
             "magnitude 50 % unstructured by sensitivity, cubic schedule",
         ),
+        (
+            {"allocation": "sensitivity", "scan": "scan.json", "criterion": "magnitude", **HALF}, 0.5, False,
+            "magnitude 50 % unstructured by sensitivity",
+        ),
         ({"remove": {"layers": 0.25, "heads": 8, "neurons": 0.5}}, 0, True, "25 % fewer layers, 8 heads, 50 % fewer neurons"),
         ({"remove": {"layers": [0, 2]}}, 0, False, "layers 0, 2"),
         ({"remove": {"neurons": 0.5, "criterion": "random"}}, 0, False, "50 % fewer neurons"),

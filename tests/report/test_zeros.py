@@ -134,7 +134,10 @@ def test_zeros_that_brought_speed_are_said_to_with_the_interval(make: Any) -> No
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("2:4", "run, in 16 or 8 bits, in squeeze's runtime torch.sparse (squeeze bench --runtime torch.sparse"),
+        (
+            "2:4",
+            "run, in 16 or 8 bits; in 16, squeeze's runtime torch.sparse does (squeeze bench --runtime torch.sparse",
+        ),
         ("4:8", "No runtime here has kernels for 4:8; GPUs have them for 2:4."),
         ("row", "Rows that are zero as a whole can go"),
         ("block-16x16", "or prune 2:4 and run it on"),
