@@ -3,16 +3,17 @@
 The network's repeated blocks are run one after another over the calibration texts. Before a group of linear layers that read the
 same tensor is changed, the Gram matrix X Xᵀ of its inputs is gathered from the blocks *as they are by then*, the earlier layers
 of the same block already changed, so that later layers make up for what earlier ones lost (Frantar et al. 2022,
-arXiv:2210.17323, section 4). Memory holds the hidden states of the texts once and the Gram matrix of one group, however
-many layers there are.
+arXiv:2210.17323, section 4). A block runs once for each batch, waiting before every group (`paused`). Memory holds the hidden states of
+the texts, what one group reads, and its Gram matrix, however many layers there are; where what a group reads is too much to
+hold, and where `treat` changes more than the group itself, blocks run anew for each group instead.
 
 Rejected: gathering all statistics in one pass over the untouched network (no layer then sees the errors before it), and
-hooks that keep whole activations (they grow with the calibration set).
+hooks that keep the activations of all layers.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from squeeze.errors import LayerwiseError
+from squeeze.paused import paused
 
 
 @dataclass
@@ -42,6 +44,13 @@ class Gram:
         self.tokens = count
 
 
+HELD = 2 * 2**30
+"""Bytes of activations that runs may hold while they wait."""
+WIDTHS_HELD = 4
+"""About how much a waiting run holds, in rows as wide as the block's widest input: the residual, queries, keys and values, or two halves
+of a gated feed-forward layer."""
+
+
 class _Enough(Exception):
     """All that a pass was for has been seen."""
 
@@ -50,23 +59,21 @@ class Site:
     """What a group of linear layers reads, to be streamed through as often as a method needs: nothing of it is kept."""
 
     def __init__(
-        self, name: str, module: nn.Module, calls: Sequence[Callable[[], object]], valid: Sequence[Tensor | None]
+        self, name: str, module: nn.Module, reads: Sequence[Callable[[], Tensor | None]], valid: Sequence[Tensor | None]
     ) -> None:
-        self.name, self.module, self.calls, self.valid = name, module, calls, valid
+        self.name, self.module, self.reads, self.valid = name, module, reads, valid
         self._gram: Gram | None = None
 
     def stream(self, consume: Callable[[Tensor], None], *, batches: int | None = None) -> None:
         """Call `consume(rows)` with the inputs [tokens, in] of every calibration batch, or of the first `batches`.
 
-        The network runs up to the layer each time, and no further; padding is left out. Raises LayerwiseError where the layer is not
-        reached or its inputs are not finite.
+        Padding is left out. Raises LayerwiseError where the layer is not reached or its inputs are not finite.
         """
         reached = 0
-        valid: Tensor | None = None
-
-        def ran(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            nonlocal reached
-            x = inputs[0]
+        for read, valid in list(zip(self.reads, self.valid, strict=True))[:batches]:
+            x = read()
+            if x is None:
+                continue
             rows = x if valid is None or x.shape[:-1] != valid.shape else x[valid]
             rows = rows.reshape(-1, x.shape[-1]).float()
             if len(rows):
@@ -76,16 +83,6 @@ class Site:
                         f"the inputs of {self.name} are not finite on the calibration texts. Repair the checkpoint; nothing was written."
                     )
                 consume(rows)
-            raise _Enough
-
-        hook = self.module.register_forward_pre_hook(ran, prepend=True)
-        try:
-            for call, mask in list(zip(self.calls, self.valid, strict=True))[:batches]:
-                valid = mask
-                with suppress(_Enough):
-                    call()
-        finally:
-            hook.remove()
         if not reached:
             raise LayerwiseError(f"{self.name} was not reached by the calibration texts.")
 
@@ -99,17 +96,37 @@ class Site:
         return self._gram
 
 
+def _read(module: nn.Module, call: Callable[[], object]) -> Tensor | None:
+    """What `module` first reads in a call that goes no further; None where it is not reached."""
+    found: Tensor | None = None
+
+    def ran(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal found
+        found = inputs[0]
+        raise _Enough
+
+    hook = module.register_forward_pre_hook(ran, prepend=True)
+    try:
+        with suppress(_Enough):
+            call()
+    finally:
+        hook.remove()
+    return found
+
+
+Treat = Callable[[list[tuple[str, nn.Module]], Site], None]
 Enter = Callable[[str, nn.Module, Sequence[Callable[[], object]], Sequence[Tensor | None]], None]
 
 
 def walk(
-    network: nn.Module, batches: Sequence[Mapping[str, NDArray[np.int64]]], treat: Callable[[list[tuple[str, nn.Module]], Site], None],
-    done: Callable[[int, int], None] | None = None, *, outside: bool = False, enter: Enter | None = None,
+    network: nn.Module, batches: Sequence[Mapping[str, NDArray[np.int64]]], treat: Treat,
+    done: Callable[[int, int], None] | None = None, *, outside: bool = False, enter: Enter | None = None, alone: bool = True,
 ) -> None:  # fmt: skip
     """Call `treat(layers, site)` for every group of linear layers that read one tensor, in the order in which they run.
 
     `batches` are calibration texts as the network takes them, each array [texts, length]; padding does not count.
-    `layers` are (name, module); `treat` changes their weights in place. `done(i, n)` is called after block i of n, and
+    `layers` are (name, module); `treat` changes them in place: weights, biases, hooks on their inputs. Where it changes anything else of
+    the block too (a norm before them), set `alone` to False. `done(i, n)` is called after block i of n, and
     `enter(name, block, runs, valid)` before it: `runs` are the block on each batch, not yet changed.
     Layers outside the repeated blocks (the output matrix, a pooler) come last and only where `outside` is set: each
     pass over what they read is one through the whole network.
@@ -131,13 +148,7 @@ def walk(
                     [call.run(number, block) for call in calls],
                     [call.valid for call in calls],
                 )
-            for group in _groups(block, calls[0].run(number, block)):
-                runs = [call.run(number, block) for call in calls]
-                site = Site(f"{name}.{number}.{group[0][0]}", group[0][1], runs, [call.valid for call in calls])
-                treat([(f"{name}.{number}.{path}", module) for path, module in group], site)
-            for call in calls:
-                out = call.run(number, block)()
-                call.hidden = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
+            _through(f"{name}.{number}", number, block, calls, treat, alone=alone)
             if done is not None:
                 done(number + 1, len(layers))
         if outside:
@@ -146,7 +157,33 @@ def walk(
             for group in _groups(network, whole[0]):
                 rest = [(path, module) for path, module in group if module not in inside]
                 if rest:
-                    treat(rest, Site(rest[0][0], rest[0][1], whole, valid))
+                    treat(rest, _anew(rest[0][0], rest[0][1], whole, valid))
+
+
+def _through(name: str, number: int, block: nn.Module, calls: "list[_Call]", treat: Treat, *, alone: bool) -> None:
+    """Treat the groups of one block, and leave what it makes of the hidden states in `calls`."""
+    valid = [call.valid for call in calls]
+    groups = _groups(block, calls[0].run(number, block))
+    widest = max((width(group[0][1]) for group in groups), default=0)
+    tokens = sum(call.hidden.shape[:-1].numel() for call in calls)
+    if not alone or 4 * WIDTHS_HELD * widest * tokens > HELD:
+        for group in groups:
+            site = _anew(f"{name}.{group[0][0]}", group[0][1], [call.run(number, block) for call in calls], valid)
+            treat([(f"{name}.{path}", module) for path, module in group], site)
+        for call in calls:
+            call.take(call.run(number, block)())
+        return
+    with paused([call.run(number, block) for call in calls], [group[0][1] for group in groups]) as runs:
+        for i, group in enumerate(groups):
+            site = Site(f"{name}.{group[0][0]}", group[0][1], [partial(run.until, i) for run in runs], valid)
+            treat([(f"{name}.{path}", module) for path, module in group], site)
+        for call, run in zip(calls, runs, strict=True):
+            call.take(run.result(len(groups)))
+
+
+def _anew(name: str, module: nn.Module, runs: Sequence[Callable[[], object]], valid: Sequence[Tensor | None]) -> Site:
+    """A site whose inputs are made by running up to it each time, and no further."""
+    return Site(name, module, [partial(_read, module, run) for run in runs], valid)
 
 
 def repeated_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -180,11 +217,39 @@ class _Call:
         args, kwargs = self.rest[number]
         return partial(block, self.hidden, *args, **kwargs)
 
+    def take(self, out: object) -> None:
+        """What a block returned is what the next one reads."""
+        self.hidden = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
+
 
 def block_calls(
     network: nn.Module, layers: nn.ModuleList, batches: Sequence[Mapping[str, NDArray[np.int64]]]
 ) -> list[_Call]:
-    """Run the network once for every batch, and keep what its blocks were called with, of hidden states the first alone."""
+    """What the network's blocks are called with on every batch; of hidden states the first alone.
+
+    The blocks compute on the first batch. Where they would have been called alike without that (masks and positions come from the
+    texts), they are passed by on the others: this takes no second run of the whole network.
+    """
+    made: dict[nn.Module, int | None] = {}
+
+    def returned(block: nn.Module, _: object, out: object) -> None:
+        made[block] = _form(out)
+
+    runs, valid = _whole(network, batches)
+    hooks = [block.register_forward_hook(returned) for block in layers]
+    try:
+        calls = [_seen(network, layers, runs[0], valid[0])]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with _passing(made) as passes:
+        if passes and len(runs) > 1 and _alike(_seen(network, layers, runs[0], valid[0]).rest, calls[0].rest):
+            return calls + [_seen(network, layers, run, mask) for run, mask in zip(runs[1:], valid[1:], strict=True)]
+    return calls + [_seen(network, layers, run, mask) for run, mask in zip(runs[1:], valid[1:], strict=True)]
+
+
+def _seen(network: nn.Module, layers: nn.ModuleList, run: Callable[[], object], valid: Tensor | None) -> _Call:
+    """What the blocks are called with in one run, which ends before the last of them computes."""
     first: Tensor | None = None
     rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -196,23 +261,64 @@ def block_calls(
         if len(rest) == len(layers):
             raise _Enough
 
-    calls: list[_Call] = []
     hooks = [block.register_forward_pre_hook(seen, with_kwargs=True) for block in layers]
     try:
-        for run, valid in zip(*_whole(network, batches), strict=True):
-            first, rest = None, []
-            with suppress(_Enough):
-                run()
-            if first is None or len(rest) != len(layers):
-                raise LayerwiseError(
-                    f"{type(network).__name__} ran {len(rest)} of its {len(layers)} blocks in order. Use method: round; to prune, "
-                    "criterion: magnitude."
-                )
-            calls.append(_Call(valid, first, rest))
+        with suppress(_Enough):
+            run()
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
+    if first is None or len(rest) != len(layers):
+        raise LayerwiseError(
+            f"{type(network).__name__} ran {len(rest)} of its {len(layers)} blocks in order. Use method: round; to prune, "
+            "criterion: magnitude."
+        )
+    return _Call(valid, first, rest)
+
+
+def _form(out: object) -> int | None:
+    """0 of a tensor, n of a tuple of n that is a tensor and Nones; None of anything else."""
+    if isinstance(out, Tensor):
+        return 0
+    plain = isinstance(out, tuple) and out and isinstance(out[0], Tensor) and all(one is None for one in out[1:])
+    return len(out) if plain else None  # type: ignore[arg-type]
+
+
+@contextmanager
+def _passing(forms: Mapping[nn.Module, int | None]) -> Iterator[bool]:
+    """Blocks that hand on what they read, in the form in which they returned what they made; whether they can."""
+
+    def forward(form: int, *args: Any, **kwargs: Any) -> object:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *(form - 1) * [None]) if form else hidden
+
+    if None in forms.values():
+        yield False
+        return
+    own = {block: block.__dict__.get("forward") for block in forms}
+    try:
+        for block, form in forms.items():
+            block.forward = partial(forward, form or 0)
+        yield True
+    finally:
+        for block, before in own.items():
+            if before is None:
+                del block.forward
+            else:
+                block.forward = before
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two calls' arguments are equal, looked at one by one."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(_alike(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    return one is other or (isinstance(one, bool | int | float | str) and one == other)
 
 
 def _cacheless(network: nn.Module) -> dict[str, bool]:

@@ -87,7 +87,10 @@ class Treatment:
         """Go through the network; return what was done, in words."""
         batches = [{name: batch[name] for name in self.model.text_inputs if name in batch} for batch in calibration]
         try:
-            walk(self.model.network, batches, self._treat, done, outside=self.layout.block_size == 0)
+            walk(
+                self.model.network, batches, self._treat, done, outside=self.layout.block_size == 0,
+                alone=self.scaler is None,  # which divides the norms before the layers
+            )  # fmt: skip
         finally:
             for hook in self._hooks:
                 hook.remove()
