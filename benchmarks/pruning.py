@@ -1,7 +1,7 @@
 """What pruning costs and brings on this machine: criteria side by side, sparsity spread by sensitivity, parts removed, whole chains.
 
     python benchmarks/pruning.py                 all parts, about two hours on two cores
-    python benchmarks/pruning.py criteria        or allocation, classifier, layers, chain, masks
+    python benchmarks/pruning.py criteria        or walk, allocation, classifier, layers, chain, masks
 
 Every model is made by `squeeze run` from a committed recipe; all of one part are then measured in one bench, so that their answers pair
 up text by text. Reports go to benchmarks/results/<machine>/prune-*.json; what was compared is said in each report's notes. Started
@@ -70,6 +70,25 @@ def criteria(say: Any) -> tuple[Report, list[str]]:
         )
     for n in (1, 3):
         notes.append(f"{CRITERIA[n + 1]} over {CRITERIA[n]}, paired by block: {relative(scored[n + 2], scored[n + 1])}")
+    return report, notes
+
+
+def walk(say: Any) -> tuple[Report, list[str]]:
+    """How long Wanda and SparseGPT take for the whole model, and what comes of it; nothing else is timed."""
+    names = ("wanda", "sparsegpt")
+    made = [alone(f"smollm2-{name}", say) for name in names]
+    report = bench(
+        [made[0] / "0-source", *(run / "1-prune" for run in made)], recipe("smollm2-wanda"), say,
+        runtimes=["torch"], **SCORES,
+    )  # fmt: skip
+    scored = of_each(report, "negative_log_likelihood", 3)
+    notes = []
+    for name, run, m in zip(names, made, scored[1:], strict=True):
+        cost = json.loads((run / "cost.json").read_text("utf-8"))
+        notes.append(
+            f"{name}: {stats.perplexity(m):.2f}, {relative(m, scored[0])} of dense {stats.perplexity(scored[0]):.2f}; pruned in "
+            f"{pruned(run).seconds:.0f} s on {cost['threads']} threads, {cost['peak_bytes'] / GIB:.2f} GiB at most for the whole command"
+        )
     return report, notes
 
 
@@ -211,9 +230,7 @@ def relative(one: Measurement, other: Measurement) -> str:
     return f"{found.value:.3f}x [{found.low:.3f}, {found.high:.3f}]"
 
 
-PARTS = {
-    "criteria": criteria, "allocation": allocation, "classifier": classifier, "layers": layers, "chain": chain, "masks": masks,
-}  # fmt: skip
+PARTS = {part.__name__: part for part in (criteria, walk, allocation, classifier, layers, chain, masks)}
 
 if __name__ == "__main__":
     do_parts(PARTS, "prune", __doc__ or "")
