@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +50,8 @@ GIB = 2**30
 
 def criteria(say: Any) -> tuple[Report, list[str]]:
     """Half of SmolLM2's weights zero, by each criterion and pattern, beside the dense model; what making them took."""
-    made = [alone(f"smollm2-{name}", say) for name in CRITERIA]
-    report = bench(
-        [made[0] / "0-source", *(run / "1-prune" for run in made)],
-        recipe("smollm2-wanda"),
-        say,
-        runtimes=["torch"],
-        repeats=3,
-    )
+    report, notes = made_by(CRITERIA, say, repeats=3)
     scored = of_each(report, "negative_log_likelihood", 1 + len(CRITERIA))
-    dense = stats.perplexity(scored[0])
-    notes = [f"perplexity of the dense model {dense:.2f}, on {len(scored[0].values)} blocks"]
-    for name, run, m in zip(CRITERIA, made, scored[1:], strict=True):
-        record = pruned(run)
-        cost = json.loads((run / "cost.json").read_text("utf-8"))
-        notes.append(
-            f"{name}: {stats.perplexity(m):.2f}, {relative(m, scored[0])} of dense; pruned in {record.seconds:.0f} s on {cost['threads']} "
-            f"threads, {cost['peak_bytes'] / GIB:.2f} GiB at most for the whole command"
-        )
     for n in (1, 3):
         notes.append(f"{CRITERIA[n + 1]} over {CRITERIA[n]}, paired by block: {relative(scored[n + 2], scored[n + 1])}")
     return report, notes
@@ -75,19 +59,22 @@ def criteria(say: Any) -> tuple[Report, list[str]]:
 
 def walk(say: Any) -> tuple[Report, list[str]]:
     """How long Wanda and SparseGPT take for the whole model, and what comes of it; nothing else is timed."""
-    names = ("wanda", "sparsegpt")
+    return made_by(("wanda", "sparsegpt"), say, **SCORES)
+
+
+def made_by(names: Sequence[str], say: Any, **settings: Any) -> tuple[Report, list[str]]:
+    """SmolLM2 pruned as these recipes say, beside the dense model; what each lost, and what making it took."""
     made = [alone(f"smollm2-{name}", say) for name in names]
-    report = bench(
-        [made[0] / "0-source", *(run / "1-prune" for run in made)], recipe("smollm2-wanda"), say,
-        runtimes=["torch"], **SCORES,
-    )  # fmt: skip
-    scored = of_each(report, "negative_log_likelihood", 3)
-    notes = []
+    folders = [made[0] / "0-source", *(run / "1-prune" for run in made)]
+    report = bench(folders, recipe("smollm2-wanda"), say, runtimes=["torch"], **settings)
+    scored = of_each(report, "negative_log_likelihood", 1 + len(names))
+    dense = stats.perplexity(scored[0])
+    notes = [f"perplexity of the dense model {dense:.2f}, on {len(scored[0].values)} blocks"]
     for name, run, m in zip(names, made, scored[1:], strict=True):
         cost = json.loads((run / "cost.json").read_text("utf-8"))
         notes.append(
-            f"{name}: {stats.perplexity(m):.2f}, {relative(m, scored[0])} of dense {stats.perplexity(scored[0]):.2f}; pruned in "
-            f"{pruned(run).seconds:.0f} s on {cost['threads']} threads, {cost['peak_bytes'] / GIB:.2f} GiB at most for the whole command"
+            f"{name}: {stats.perplexity(m):.2f}, {relative(m, scored[0])} of dense; pruned in {pruned(run).seconds:.0f} s on "
+            f"{cost['threads']} threads, {cost['peak_bytes'] / GIB:.2f} GiB at most for the whole command"
         )
     return report, notes
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from squeeze.errors import LayerwiseError
+from squeeze.hooks import hooked
 from squeeze.paused import paused
 
 
@@ -105,12 +106,8 @@ def _read(module: nn.Module, call: Callable[[], object]) -> Tensor | None:
         found = inputs[0]
         raise _Enough
 
-    hook = module.register_forward_pre_hook(ran, prepend=True)
-    try:
-        with suppress(_Enough):
-            call()
-    finally:
-        hook.remove()
+    with hooked([module.register_forward_pre_hook(ran, prepend=True)]), suppress(_Enough):
+        call()
     return found
 
 
@@ -157,7 +154,8 @@ def walk(
             for group in _groups(network, whole[0]):
                 rest = [(path, module) for path, module in group if module not in inside]
                 if rest:
-                    treat(rest, _anew(rest[0][0], rest[0][1], whole, valid))
+                    path, module = rest[0]
+                    treat(rest, Site(path, module, [partial(_read, module, run) for run in whole], valid))
 
 
 def _through(name: str, number: int, block: nn.Module, calls: "list[_Call]", treat: Treat, *, alone: bool) -> None:
@@ -166,24 +164,19 @@ def _through(name: str, number: int, block: nn.Module, calls: "list[_Call]", tre
     groups = _groups(block, calls[0].run(number, block))
     widest = max((width(group[0][1]) for group in groups), default=0)
     tokens = sum(call.hidden.shape[:-1].numel() for call in calls)
-    if not alone or 4 * WIDTHS_HELD * widest * tokens > HELD:
-        for group in groups:
-            site = _anew(f"{name}.{group[0][0]}", group[0][1], [call.run(number, block) for call in calls], valid)
-            treat([(f"{name}.{path}", module) for path, module in group], site)
-        for call in calls:
-            call.take(call.run(number, block)())
-        return
-    with paused([call.run(number, block) for call in calls], [group[0][1] for group in groups]) as runs:
+    waits = alone and WIDTHS_HELD * widest * tokens * calls[0].hidden.element_size() <= HELD
+    stops = [group[0][1] for group in groups] if waits else []
+    with paused([call.run(number, block) for call in calls], stops) as runs:
         for i, group in enumerate(groups):
-            site = Site(f"{name}.{group[0][0]}", group[0][1], [partial(run.until, i) for run in runs], valid)
-            treat([(f"{name}.{path}", module) for path, module in group], site)
+            first, reader = group[0]
+            reads = [
+                partial(run.until, i) if waits else partial(_read, reader, call.run(number, block))
+                for call, run in zip(calls, runs, strict=True)
+            ]
+            layers = [(f"{name}.{path}", module) for path, module in group]
+            treat(layers, Site(f"{name}.{first}", reader, reads, valid))
         for call, run in zip(calls, runs, strict=True):
             call.take(run.result(len(groups)))
-
-
-def _anew(name: str, module: nn.Module, runs: Sequence[Callable[[], object]], valid: Sequence[Tensor | None]) -> Site:
-    """A site whose inputs are made by running up to it each time, and no further."""
-    return Site(name, module, [partial(_read, module, run) for run in runs], valid)
 
 
 def repeated_blocks(network: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -236,16 +229,16 @@ def block_calls(
         made[block] = _form(out)
 
     runs, valid = _whole(network, batches)
-    hooks = [block.register_forward_hook(returned) for block in layers]
-    try:
-        calls = [_seen(network, layers, runs[0], valid[0])]
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked([block.register_forward_hook(returned) for block in layers]):
+        first = _seen(network, layers, runs[0], valid[0])
+
+    def others() -> list[_Call]:
+        return [_seen(network, layers, run, mask) for run, mask in zip(runs[1:], valid[1:], strict=True)]
+
     with _passing(made) as passes:
-        if passes and len(runs) > 1 and _alike(_seen(network, layers, runs[0], valid[0]).rest, calls[0].rest):
-            return calls + [_seen(network, layers, run, mask) for run, mask in zip(runs[1:], valid[1:], strict=True)]
-    return calls + [_seen(network, layers, run, mask) for run, mask in zip(runs[1:], valid[1:], strict=True)]
+        if passes and len(runs) > 1 and _alike(_seen(network, layers, runs[0], valid[0]).rest, first.rest):
+            return [first, *others()]
+    return [first, *others()]
 
 
 def _seen(network: nn.Module, layers: nn.ModuleList, run: Callable[[], object], valid: Tensor | None) -> _Call:
@@ -262,12 +255,8 @@ def _seen(network: nn.Module, layers: nn.ModuleList, run: Callable[[], object], 
             raise _Enough
 
     hooks = [block.register_forward_pre_hook(seen, with_kwargs=True) for block in layers]
-    try:
-        with suppress(_Enough):
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), suppress(_Enough):
+        run()
     if first is None or len(rest) != len(layers):
         raise LayerwiseError(
             f"{type(network).__name__} ran {len(rest)} of its {len(layers)} blocks in order. Use method: round; to prune, "
@@ -357,11 +346,8 @@ def _groups(block: nn.Module, run: Callable[[], object]) -> list[list[tuple[str,
 
             # Before a hook that rounds what a layer reads, which would give each layer a tensor of its own.
             hooks.append(module.register_forward_pre_hook(ran, prepend=True))
-    try:
+    with hooked(hooks):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [members for _, members in groups]
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from squeeze.errors import TrainError
+from squeeze.hooks import hooked
 
 ATTENTION = (("q_proj", "k_proj", "v_proj", "o_proj"), ("q", "k", "v", "o"))
 """Queries, keys, values and output, by what families call them. Only those whose config can tell heads × head size from the width are
@@ -232,7 +233,7 @@ def only_layers(network: nn.Module, kept: Sequence[int]) -> Iterator[None]:
 
     _, layers = blocks(network)
     gone = [layer for number, layer in enumerate(layers) if number not in set(kept)]
-    with _hooks([layer.register_forward_hook(passed, with_kwargs=True) for layer in gone]):
+    with hooked([layer.register_forward_hook(passed, with_kwargs=True) for layer in gone]):
         yield
 
 
@@ -248,7 +249,7 @@ def only_runs(network: nn.Module, count: int) -> Iterator[None]:
         return out if runs <= count else read if isinstance(out, Tensor) else (read, *out[1:])
 
     _, layers = blocks(network)
-    with _hooks([layers[0].register_forward_hook(passed, with_kwargs=True)]):
+    with hooked([layers[0].register_forward_hook(passed, with_kwargs=True)]):
         yield
 
 
@@ -283,14 +284,5 @@ def _silenced(readers: Sequence[nn.Module], kept: Sequence[Tensor]) -> Iterator[
             return (args[0] * mask.to(args[0]), *args[1:])
 
         handles.append(reader.register_forward_pre_hook(hook))
-    with _hooks(handles):
+    with hooked(handles):
         yield
-
-
-@contextmanager
-def _hooks(handles: Sequence[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,6 +13,8 @@ from functools import partial
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from squeeze.hooks import hooked
+
 
 class Paused(greenlet):
     """One call that stops before each group of layers. Nothing runs before it is asked for."""
@@ -61,10 +63,9 @@ def paused(calls: Iterable[Callable[[], object]], firsts: Sequence[nn.Module]) -
         module.register_forward_pre_hook(partial(before, group), prepend=True) for group, module in enumerate(firsts)
     ]
     runs = [Paused(call) for call in calls]
-    try:
-        yield runs
-    finally:
-        for run in runs:
-            run.throw()
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks):
+        try:
+            yield runs
+        finally:
+            for run in runs:
+                run.throw()

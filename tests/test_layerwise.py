@@ -83,10 +83,8 @@ def test_later_layers_see_what_was_done_to_earlier_ones(
 
     seen: dict[str, torch.Tensor] = {}
     walk(network, BLOCKS, change, alone=way != "anew")
-    for (
-        path,
-        gram,
-    ) in seen.items():  # all before it has been changed by now; its own hook comes after the one that reads
+    for path, gram in seen.items():
+        # All before it has been changed by now; its own hook comes after the one that reads.
         x = read_by(network, path, BLOCKS) / 1.5
         assert torch.allclose(gram, x.T @ x / len(x), rtol=1e-3, atol=1e-5), path
 
