@@ -47,9 +47,13 @@ def child_rows(
     """What one child of a cell adds, as if it had been the only one: its values, or the quantities that it failed to measure."""
     alone = replace(cell, results=[], errors=[])
     alone.take(repeat, name, outcome)
-    if outcome.result is None:
-        return [row for row in cell_rows(alone, prepared) if row.error == alone.errors[0][1]]
-    return [row for row in cell_rows(alone, prepared) if row.values]
+    reason = alone.errors[0][1] if alone.errors else None
+    return [row for row in cell_rows(alone, prepared) if row.values or row.error == reason]
+
+
+def too_long(cell: Cell, prepared: Sequence[Prepared]) -> list[Measurement]:
+    """The workloads that the model has no positions for, and why they are not measured."""
+    return [row for work in prepared if cell.times and not cell.can_run(work) for row in _work_rows(cell, work)]
 
 
 def _work_rows(cell: Cell, work: Prepared) -> list[Measurement]:

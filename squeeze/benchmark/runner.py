@@ -23,7 +23,7 @@ from squeeze.benchmark.compressed import compressed_bytes
 from squeeze.benchmark.cost import cost
 from squeeze.benchmark.energy import EnergyMeter
 from squeeze.benchmark.journal import Journal, open_journal
-from squeeze.benchmark.rows import cell_rows, child_rows, made, quality_rows
+from squeeze.benchmark.rows import cell_rows, child_rows, made, quality_rows, too_long
 from squeeze.benchmark.workload import BenchSettings
 from squeeze.evaluate import Outputs
 from squeeze.provenance import Digest, digest_json, environment
@@ -106,7 +106,7 @@ class _Bench:
     def run(self) -> Measured:
         ceilings = self._ceilings() if self.settings.ceilings else None
         compressed = self._compressed() if self.settings.memory else {}
-        self._show_blocked()
+        self._show_impossible()
         self._quality()
         self._harness()
         self._memory()
@@ -165,11 +165,12 @@ class _Bench:
         self.journal.show(key, child_rows(cell, self.prepared, repeat, name, outcome))
         return outcome.result
 
-    def _show_blocked(self) -> None:
+    def _show_impossible(self) -> None:
         """What cannot be measured is known before anything is."""
-        for cell in (cell for cell in self.cells if cell.blocked):
+        for cell in self.cells:
             quality = quality_rows(cell, None, None, None) if self.is_scored else []
-            self.journal.show(cell.key, [*quality, *cell_rows(cell, self.prepared)])
+            rows = [*quality, *cell_rows(cell, self.prepared)] if cell.blocked else too_long(cell, self.prepared)
+            self.journal.show(cell.key, rows)
 
     def _planted(self, cell: Cell) -> float:
         return 0.0 if cell is self.cells[0] else self.planted

@@ -8,6 +8,7 @@ B against A from A against B; bounds are rounded in the terms of one direction (
 
 from collections.abc import Sequence
 from itertools import permutations
+from weakref import WeakKeyDictionary
 
 from squeeze.dashboard.readings import Readings
 from squeeze.report.compare import compare
@@ -35,14 +36,25 @@ def across(every: Sequence[Readings]) -> tuple[dict[str, list[Judged]], dict[str
     """("idA/keyA|idB/keyB" -> rows, "idA|idB" -> warnings) of the results of different reports."""
     with_result = [r for r in every if r.ends[1] in r.measured]
     wanted = sorted(permutations(range(len(with_result)), 2), key=lambda pair: (-max(pair), -min(pair), pair))[:MOST]
-    only = [_only(r.lean, r.ends[1]) for r in with_result]
     rows, warnings = {}, {}
-    for a, b in wanted:
-        first, second = with_result[a], with_result[b]
-        found = compare(only[a], only[b], before_artifact=first.ends[1], after_artifact=second.ends[1])
-        rows[f"{first.identity}/{first.ends[1]}|{second.identity}/{second.ends[1]}"] = _rows(found.rows)
-        warnings[f"{first.identity}|{second.identity}"] = list(found.warnings)
+    for first, second in ((with_result[a], with_result[b]) for a, b in wanted):
+        ids = f"{first.identity}/{first.ends[1]}|{second.identity}/{second.ends[1]}"
+        rows[ids], warnings[f"{first.identity}|{second.identity}"] = _between(first, second)
     return rows, warnings
+
+
+def _between(first: Readings, second: Readings) -> tuple[list[Judged], list[str]]:
+    """The result of one report against that of another, and warnings."""
+    known = _KNOWN.setdefault(first, WeakKeyDictionary())
+    if second not in known:
+        sides = [_only(readings.lean, readings.ends[1]) for readings in (first, second)]
+        found = compare(*sides, before_artifact=first.ends[1], after_artifact=second.ends[1])
+        known[second] = _rows(found.rows), list(found.warnings)
+    return known[second]
+
+
+_KNOWN: "WeakKeyDictionary[Readings, WeakKeyDictionary[Readings, tuple[list[Judged], list[str]]]]" = WeakKeyDictionary()
+"""As long as both reports are read: a server asks again for each new figure of a third."""
 
 
 def chosen_pairs(keys: Sequence[str], ends: tuple[str, str], most: int = MOST) -> tuple[list[tuple[str, str]], int]:

@@ -100,11 +100,14 @@ def told(report: Report, file: Path) -> Log:
 def to_mlflow(log: Log, folder: Path) -> str:
     """A run of the experiment "squeeze" in an MLflow store in that folder. Raises ReportError where MLflow refuses it."""
     if "?" in str(folder):
-        raise ReportError(f"{folder} holds a question mark, which ends a path in MLflow's addresses. Name another folder.")
+        raise ReportError(
+            f"{folder} holds a question mark, which ends a path in MLflow's addresses. Name another folder."
+        )
     # Before it is imported: it would tell its makers of each use.
     os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     _module("mlflow", "mlflow")
-    _module("sqlalchemy", "mlflow")
+    for name in ("sqlalchemy", "alembic"):  # what its light distribution leaves to be asked for
+        _module(name, "mlflow")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow.exceptions import MlflowException

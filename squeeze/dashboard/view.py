@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from squeeze.dashboard import pairs
 from squeeze.dashboard.artifacts import artifacts
 from squeeze.dashboard.datasets import datasets
 from squeeze.dashboard.history import history
-from squeeze.dashboard.readings import Reading, Readings, finite
+from squeeze.dashboard.readings import Reading, Readings, Row, finite
 from squeeze.dashboard.rows import Variants
 from squeeze.dashboard.running import running_report
 from squeeze.dashboard.specs import CHARTS, Chart
@@ -33,13 +33,15 @@ from squeeze.report.summary import QUANTITIES, label, place
 from squeeze.report.text import count, visible
 
 REPORT = "report.json"
+KEPT = 128
+"""Reports that are worked out once for a server that shows them again and again."""
 SHORT = 12
 """Hex digits of a report's id."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
-    """One report and where it was found."""
+    """One report and where it was found. Compared by identity: an unchanged file is the same source, and is worked out once."""
 
     id: str
     file: str
@@ -48,6 +50,31 @@ class Source:
     """Whether its run is still going on."""
     doing: str = ""
     """What the run does now."""
+
+    @cached_property
+    def readings(self) -> Readings:
+        """The report as the dashboard reads it."""
+        return Readings(self.id, self.report)
+
+    @cached_property
+    def drawn(self) -> dict[str, Variants]:
+        """Chart -> its variants."""
+        return datasets(self.readings)
+
+    @property
+    def rows(self) -> dict[str, dict[str, list[Row]]]:
+        """Chart -> variant -> rows."""
+        return {kind: {name: v.rows for name, v in variants.items()} for kind, variants in self.drawn.items()}
+
+    @cached_property
+    def judged(self) -> tuple[dict[str, list[pairs.Judged]], int]:
+        """Its artifacts held against each other, and how many pairs were left out."""
+        return pairs.within(self.readings)
+
+    @cached_property
+    def shown(self) -> dict[str, Any]:
+        """What the view holds of it."""
+        return _report(self)
 
 
 @dataclass(frozen=True)
@@ -85,6 +112,16 @@ def source_of(path: Path) -> Source:
         # The id stays while the report grows, so that the page stays where it is.
         place = digest_json({"folder": str(path.parent.resolve()), "started": found.report.started})[7:]
         return Source(place[:SHORT], str(path), found.report, found.is_alive, found.doing)
+    try:
+        seen = path.stat()
+    except OSError as error:
+        raise ReportError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return _whole(path, seen.st_mtime_ns, seen.st_size, seen.st_ino)
+
+
+@lru_cache(maxsize=KEPT)
+def _whole(path: Path, *_: int) -> Source:
+    """A report that is complete. Time, size and inode are part of the key: a file is read again only when it changed."""
     report = read_report(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Source(digest[:SHORT], str(path), report)
@@ -92,37 +129,30 @@ def source_of(path: Path) -> Source:
 
 def build(sources: Sequence[Source], skipped: Sequence[Skipped] = (), title: str = "") -> dict[str, Any]:
     """The whole view, ready for `report.text.json_text`: no NaN, no infinity, every string `visible`."""
-    every = [Readings(source.id, source.report) for source in sources]
-    left: dict[str, int] = {}
-    reports = [_report(source, readings, left) for source, readings in zip(sources, every, strict=True)]
-    charts = _charts(sources, every)
-    for report in reports:
-        report["rows"] = charts["rows"][report["id"]]
-    together, told = pairs.across(every)
+    charts = _charts(sources)
+    together, told = pairs.across([source.readings for source in sources])
+    left = {source.id: source.judged[1] for source in sources if source.judged[1]}
     view = {
         "title": title or _title(sources), "made": datetime.now(UTC).isoformat(timespec="seconds"), "version": environment().squeeze,
-        "skipped": [{"file": one.file, "reason": one.reason} for one in skipped], "reports": reports, "history": charts["history"],
+        "skipped": [{"file": one.file, "reason": one.reason} for one in skipped], "history": charts["history"],
         "across": together, "across_warnings": told, "charts": charts["charts"], "configs": CONFIGS,
         **({"pairs_left_out": left} if left else {}),
     }  # fmt: skip
     shown: dict[str, Any] = _visible(view)
-    return shown
+    return shown | {"reports": [source.shown for source in sources]}
 
 
 def build_charts(sources: Sequence[Source]) -> dict[str, Any]:
     """What `images` needs of the view, without the pairs, which take longest."""
-    charts = _charts(sources, [Readings(source.id, source.report) for source in sources])
-    reports = [{"id": s.id, "title": s.report.title, "rows": charts["rows"][s.id]} for s in sources]
+    charts = _charts(sources)
+    reports = [{"id": s.id, "title": s.report.title, "rows": s.rows} for s in sources]
     shown: dict[str, Any] = _visible({"charts": charts["charts"], "history": charts["history"], "reports": reports})
     return shown
 
 
 def raw_values(sources: Sequence[Source]) -> dict[str, list[dict[str, Any]]]:
     """Report id -> its measurements as in its file, in order, under the keys that the view has for artifacts."""
-    return {
-        source.id: [m.model_dump(mode="json") for m in Readings(source.id, source.report).report.measurements]
-        for source in sources
-    }
+    return {source.id: [m.model_dump(mode="json") for m in source.readings.report.measurements] for source in sources}
 
 
 def _files(name: str | Path, results: Path) -> Iterator[Path]:
@@ -171,19 +201,19 @@ def _title(sources: Sequence[Source]) -> str:
     return titles[0] if len(titles) == 1 else count(len(sources), "report")
 
 
-def _report(source: Source, readings: Readings, left_out: dict[str, int]) -> dict[str, Any]:
-    report, where = source.report, source.report.environment
-    judged, left = pairs.within(readings)
-    if left:
-        left_out[source.id] = left
-    return {
+def _report(source: Source) -> dict[str, Any]:
+    """What the view holds of one report."""
+    report, where, readings = source.report, source.report.environment, source.readings
+    content = {
         "id": source.id, "file": source.file, "title": report.title, "started": report.started, "machine": machine_id(where),
         "where": _where(readings), "git": where.git, "seconds": report.seconds, "status": "running" if source.running else report.status,
         "error": report.error, "headline": _headline(source, readings), "notes": list(report.notes), "warnings": warnings(readings.report),
         "recipe": report.recipe, "environment": where.model_dump(mode="json"), "artifacts": artifacts(readings),
         "ends": list(readings.ends),
-        "cells": [_cell(reading) for reading in readings.all], "pairs": judged,
+        "cells": [_cell(reading) for reading in readings.all], "pairs": source.judged[0], "rows": source.rows,
     }  # fmt: skip
+    shown: dict[str, Any] = _visible(content)
+    return shown
 
 
 def _headline(source: Source, readings: Readings) -> str:
@@ -211,20 +241,16 @@ def _cell(reading: Reading) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _charts(sources: Sequence[Source], every: Sequence[Readings]) -> dict[str, Any]:
-    """The charts with every variant that some report has, the rows of each report, and the history of all."""
-    drawn = [datasets(readings) for readings in every]
+def _charts(sources: Sequence[Source]) -> dict[str, Any]:
+    """The charts with every variant that some report has, and the history of all."""
+    drawn = [source.drawn for source in sources]
     # A run that is going on is no point of a history yet.
-    followed = history([readings for source, readings in zip(sources, every, strict=True) if not source.running])
-    rows = {
-        r.identity: {kind: {name: v.rows for name, v in variants.items()} for kind, variants in kinds.items()}
-        for r, kinds in zip(every, drawn, strict=True)
-    }
+    followed = history([source.readings for source in sources if not source.running])
     charts = {
         kind: _chart(chart, [kinds.get(kind, {}) for kinds in [*drawn, {"history": followed}]])
         for kind, chart in CHARTS.items()
     }
-    return {"charts": charts, "rows": rows, "history": [row for variant in followed.values() for row in variant.rows]}
+    return {"charts": charts, "history": [row for variant in followed.values() for row in variant.rows]}
 
 
 def _chart(chart: Chart, known: Sequence[Variants]) -> dict[str, Any]:

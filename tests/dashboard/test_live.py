@@ -121,7 +121,7 @@ def test_a_hostile_run_shows_its_names_and_runs_nothing(make: Make, tmp_path: Pa
     with serving(going.folder) as served:
         found = visit(served)
         found.page.on("dialog", lambda dialog: (found.faults.append("dialog"), dialog.dismiss()))
-        assert found.texts("h1") == [name]
+        assert found.texts("h1") == [f"{name} running"]
         going.file.progress(name, 1, 2)
         soon(found, "name => document.querySelector('#overview .lead').textContent.includes(name)", name)
         assert found.page.locator("img").count() == 0

@@ -196,12 +196,15 @@ def test_a_target_that_is_none_is_explained(target: str, message: str, logged: t
     assert message in str(raised.value)
 
 
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated")
 def test_words_that_tensorboard_reads_as_markdown_show_as_text(make: Any, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs: pip install 'squeeze[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugin_util import markdown_to_safe_html
 
-    report = make.report((), (), status="failed", error="![x](http://evil.example/x.png) <img src=x> [a](http://evil.example)")
+    report = make.report(
+        (), (), status="failed", error="![x](http://evil.example/x.png) <img src=x> [a](http://evil.example)"
+    )
     write_report(report, tmp_path / "report.json")
     log_to(report, tmp_path / "report.json", f"tensorboard:{tmp_path / 'logs'}")
     (place,) = (tmp_path / "logs").iterdir()
