@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from squeeze.errors import ArtifactError, nearest
 from squeeze.provenance import Digest, digest_file
 from squeeze.report.schema import SCHEMA_VERSION, FileEntry, Manifest, first_fault, sync, write_atomically
+from squeeze.report.status import STATUS
 
 MANIFEST = "squeeze.json"
 LOCK = ".lock"
@@ -368,7 +369,7 @@ def _remove_run(folder: Path) -> None:
     for path in sorted(folder.glob("tensorboard/**/"), reverse=True):
         if not any(path.iterdir()):
             path.rmdir()
-    for name in (*REPORTS, RUN):
+    for name in (*REPORTS, STATUS, RUN):
         (folder / name).unlink(missing_ok=True)
 
 

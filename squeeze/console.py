@@ -8,7 +8,6 @@ imported when something is printed, because `squeeze --help` needs none of it.
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 from squeeze.report.explained import SIZE_COLUMNS, curve_table, size_row, size_rows
 from squeeze.report.schema import ArtifactChecks, LayerRow, Manifest, Profile, Report, StageRecord
 from squeeze.report.sensitivity_table import SensitivityTable
-from squeeze.report.text import THIN, amount, encodable, json_text, visible
+from squeeze.report.text import THIN, amount, encodable, json_text, visible, wording
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
-
-    from squeeze.report.summary import SummaryRow
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all)"""
@@ -35,7 +32,6 @@ STYLES = {"better": "green", "worse": "red", "failed": "red", "same": "dim", "un
 PIPE_WIDTH = 160
 """Columns where no terminal says how many, and COLUMNS does not either."""
 
-NUMBER = re.compile(r"(?<![\w-])\d[\d.,]*(e[-+]?\d+)?(?![\w-])")
 PLAIN_SECONDS = 10.0
 """Away from a terminal a description of which only numbers have changed, such as a loss, is said again after so long."""
 
@@ -56,7 +52,7 @@ def print_report(report: Report) -> None:
     rows = summarize(report)
     if rows:
         where = shared_where(rows)
-        told = [(r.label, r.before.text, r.after.text, r.verdict, _measured(r, where)) for r in rows]
+        told = [(r.label, r.before.text, r.after.text, r.verdict, r.measured(where)) for r in rows]
         title = " · ".join(part for part in (report.title, " → ".join(dict.fromkeys(ends(report))), where) if part)
         table(title, ("", "before", "after", "change", "measured"), told, [row.sense for row in rows], coloured=3)
     every = cells(report)
@@ -236,6 +232,21 @@ def print_json(content: Any) -> None:
     _write(sys.stdout, json_text(content, indent=1) + "\n")
 
 
+def print_document(text: str) -> None:
+    """A document in UTF-8 on stdout, whatever the locale says: it goes into a file or another program. In a terminal, what its
+    encoding has.
+    """
+    if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
+        _write(sys.stdout, encodable(text, sys.stdout.encoding))
+        return
+    sys.stdout.flush()
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def message(text: str) -> None:
     """A line for the person at the terminal, on stderr."""
     _write(sys.stderr, _fitted(text, sys.stderr, lines=True) + "\n")
@@ -261,13 +272,6 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
     else:
         with _bar() as say:
             yield say
-
-
-def _measured(row: "SummaryRow", where: str) -> str:
-    """Runtime, evidence and spread of a row, and what else a reader must know of it."""
-    spread = " → ".join(side.spread for side in (row.before, row.after) if side.spread)
-    parts = (row.runtime, "" if where else row.where, f"{row.evidence} {spread}".strip(), row.note)
-    return ", ".join(part for part in parts if part)
 
 
 def _columns(
@@ -311,7 +315,7 @@ def _plain_progress() -> Progress:
 
     def say(description: str, done: int, total: int) -> None:
         nonlocal last, words, said
-        now, told = time.monotonic(), NUMBER.sub("#", description)
+        now, told = time.monotonic(), wording(description)
         if description != last and (told != words or now - said >= PLAIN_SECONDS):
             message(f"[{done}/{total}] {description}")
             last, words, said = description, told, now

@@ -5,6 +5,7 @@ started again computes exactly what an uninterrupted one does. Rejected: handing
 (faster by seconds, and then a resumed run is a different program).
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from squeeze.report.schema import (
     write_atomically,
     write_report,
 )
+from squeeze.report.status import RunStatus, StatusFile
 from squeeze.stages import apply_stage, calibration_batches, keep_source, write
 
 if TYPE_CHECKING:
@@ -50,19 +52,21 @@ def run(
     from squeeze.benchmark.journal import discard
     from squeeze.recipe import recipe_digest
 
-    say = progress or (lambda description, done, total: None)
     started, clock = datetime.now(UTC), time.monotonic()
     with claim(out, mode, recipe_digest(recipe)) as claimed:
         done = Step(notes=recipe.notes)
+        status = _status(recipe, out, started)
         failure: SqueezeError | None = None
         try:
-            for step in _steps(recipe, out, say):
+            for step in _steps(recipe, out, _both(status.progress, progress)):
                 done = done.with_more(step)
+                status.finished(tuple(a.folder.name for a in done.artifacts), done.checks, done.data, done.notes)
         except SqueezeError as error:
             failure = error
             if isinstance(error, VerifyError):
                 done = done.with_more(Step(checks=error.checks))
             if not done.artifacts:
+                status.remove()
                 raise
         report = make_report(
             recipe.name,
@@ -73,6 +77,7 @@ def run(
             str(failure) if failure else None,
         )
         keep_report(report, out / "report.json")
+        status.remove()
         if done.measured is not None:
             discard(done.measured.journal)
         if failure is not None:
@@ -80,6 +85,26 @@ def run(
         shutil.rmtree(out / CACHE, ignore_errors=True)
         claimed.finish()
     return report
+
+
+def _status(recipe: "Recipe", out: Path, started: datetime) -> StatusFile:
+    """What the run tells of itself while it goes on."""
+    told = RunStatus(
+        title=recipe.name, recipe=recipe.model_dump(mode="json"), started=started.isoformat(timespec="seconds"),
+        process=os.getpid(), environment=environment(), notes=recipe.notes,
+    )  # fmt: skip
+    return StatusFile(out, told)
+
+
+def _both(first: Progress, second: Progress | None) -> Progress:
+    """Tells both of the same progress."""
+
+    def say(description: str, done: int, total: int) -> None:
+        first(description, done, total)
+        if second is not None:
+            second(description, done, total)
+
+    return say
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,25 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from squeeze.benchmark.child import Outcome
 from squeeze.provenance import Digest, digest_json
-from squeeze.report.schema import ChildRun, write_atomically
+from squeeze.report.schema import ChildRun, Measurement, write_atomically
+from squeeze.report.status import JOURNALS, SHOWN
 
-PREFIX = ".bench-"
+PREFIX = JOURNALS
 
 
 class Journal:
     """A folder with one file for each finished child, and room for what they leave."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, is_watched: bool = True) -> None:
+        """`is_watched`: whether it lies where somebody may look at it."""
+        self.folder, self.is_watched = folder, is_watched
         self.reused = 0
         """Children that were taken over instead of run."""
         self.earlier_seconds = 0.0
@@ -50,6 +52,16 @@ class Journal:
             content = {"run": outcome.run.model_dump(mode="json"), "result": outcome.result}
             write_atomically(self._path(key), json.dumps(content))
 
+    def show(self, key: dict[str, Any], rows: Sequence[Measurement]) -> None:
+        """Leave the measurements that one child adds for whoever watches the bench; nothing here reads them, and none need be kept."""
+        path = self._path(key).with_suffix(SHOWN)
+        if not rows or not self.is_watched:
+            return
+        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+        with suppress(OSError):
+            temporary.write_text(f"[{','.join(row.model_dump_json() for row in rows)}]", "utf-8")
+            temporary.replace(path)
+
     def _path(self, key: dict[str, Any]) -> Path:
         return self.folder / f"{digest_json(key)[7:27]}.json"
 
@@ -59,7 +71,7 @@ def open_journal(place: Path | None, request: Digest) -> Iterator[Journal]:
     """The journal of a request under `place`; None: a temporary one, for a bench that cannot be resumed."""
     if place is None:
         with tempfile.TemporaryDirectory(prefix="squeeze-bench-") as name:
-            yield Journal(Path(name))
+            yield Journal(Path(name), is_watched=False)
         return
     folder = place / f"{PREFIX}{request[7:19]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,6 +83,7 @@ def open_journal(place: Path | None, request: Digest) -> Iterator[Journal]:
             with open_journal(None, request) as journal:
                 yield journal
             return
+        os.utime(folder)  # so that a watcher can tell the journal in use from one that an older bench left
         yield Journal(folder)
     finally:
         os.close(lock)

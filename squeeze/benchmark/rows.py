@@ -1,9 +1,11 @@
 """From what children said to the measurements of a report: every raw value, or the reason why there is none."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from squeeze.benchmark.cells import Cell, Prepared
+from squeeze.benchmark.child import Outcome
 from squeeze.evaluate import Outputs, quality
 from squeeze.report.schema import Measurement, Workload
 from squeeze.tasks import positions
@@ -37,6 +39,21 @@ def cell_rows(cell: Cell, prepared: Sequence[Prepared]) -> list[Measurement]:
             rows += _work_rows(cell, work)
         rows += _resources(cell, [w for w in prepared if not w.is_load])
     return rows
+
+
+def child_rows(
+    cell: Cell, prepared: Sequence[Prepared], repeat: int, name: str, outcome: Outcome
+) -> list[Measurement]:  # fmt: skip
+    """What one child of a cell adds, as if it had been the only one: its values, or the quantities that it failed to measure."""
+    alone = replace(cell, results=[], errors=[])
+    alone.take(repeat, name, outcome)
+    reason = alone.errors[0][1] if alone.errors else None
+    return [row for row in cell_rows(alone, prepared) if row.values or row.error == reason]
+
+
+def too_long(cell: Cell, prepared: Sequence[Prepared]) -> list[Measurement]:
+    """The workloads that the model has no positions for, and why they are not measured."""
+    return [row for work in prepared if cell.times and not cell.can_run(work) for row in _work_rows(cell, work)]
 
 
 def _work_rows(cell: Cell, work: Prepared) -> list[Measurement]:

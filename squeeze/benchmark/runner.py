@@ -23,7 +23,7 @@ from squeeze.benchmark.compressed import compressed_bytes
 from squeeze.benchmark.cost import cost
 from squeeze.benchmark.energy import EnergyMeter
 from squeeze.benchmark.journal import Journal, open_journal
-from squeeze.benchmark.rows import cell_rows, made, quality_rows
+from squeeze.benchmark.rows import cell_rows, child_rows, made, quality_rows, too_long
 from squeeze.benchmark.workload import BenchSettings
 from squeeze.evaluate import Outputs
 from squeeze.provenance import Digest, digest_json, environment
@@ -98,13 +98,16 @@ class _Bench:
         self.prepared = prepare(settings, data, tokenizer, task, cells[0].artifact, seed, self.folder)
         self.children: list[ChildRun] = []
         self.notes: list[str] = []
+        self.scored: dict[int, list[Measurement]] = {}
+        """Number of a cell -> its quality."""
         self.is_scored = data is not None and settings.quality
         self.expected = self._expected()
 
     def run(self) -> Measured:
         ceilings = self._ceilings() if self.settings.ceilings else None
         compressed = self._compressed() if self.settings.memory else {}
-        outputs = self._quality()
+        self._show_impossible()
+        self._quality()
         self._harness()
         self._memory()
         self._energy()
@@ -112,12 +115,10 @@ class _Bench:
         self._loads()
         profiles = self._profiles() if self.settings.profile else ()
         self.say("bench", len(self.children), len(self.children))
-        reference = self._reference()
-        labels = self.data.split("evaluate").labels if self.data is not None else None
         rows: list[Measurement] = []
         for number, cell in enumerate(self.cells):
-            against = None if number == reference else outputs.get(reference)
-            quality = quality_rows(cell, outputs.get(number), against, labels) if self.is_scored else []
+            unscored = quality_rows(cell, None, None, None) if self.is_scored else []
+            quality = self.scored.get(number, unscored)
             rows += [*quality, *cell_rows(cell, self.prepared)]
             if cell.times and cell.artifact.digest in compressed:
                 rows.append(made(cell, "compressed_bytes", "bytes", [compressed.pop(cell.artifact.digest)]))
@@ -161,7 +162,15 @@ class _Bench:
             self.journal.keep(key, outcome)
         self.children.append(outcome.run)
         cell.take(repeat, name, outcome)
+        self.journal.show(key, child_rows(cell, self.prepared, repeat, name, outcome))
         return outcome.result
+
+    def _show_impossible(self) -> None:
+        """What cannot be measured is known before anything is."""
+        for cell in self.cells:
+            quality = quality_rows(cell, None, None, None) if self.is_scored else []
+            rows = [*quality, *cell_rows(cell, self.prepared)] if cell.blocked else too_long(cell, self.prepared)
+            self.journal.show(cell.key, rows)
 
     def _planted(self, cell: Cell) -> float:
         return 0.0 if cell is self.cells[0] else self.planted
@@ -180,11 +189,13 @@ class _Bench:
 
     # Passes.
 
-    def _quality(self) -> dict[int, Outputs]:
+    def _quality(self) -> None:
         if self.data is None or not self.is_scored:
-            return {}
+            return
+        labels = self.data.split("evaluate").labels
         scored = save(self.folder / "evaluate.npz", score_batches(self.data, self.tokenizer, self.task))
-        outputs, reference = {}, self._reference()
+        outputs: dict[int, Outputs] = {}
+        reference = self._reference()
         source = self.folder / "reference.npy"
         for number in sorted(range(len(self.cells)), key=lambda n: n != reference):
             cell, file = self.cells[number], self.folder / f"outputs-{number}.npz"
@@ -197,7 +208,9 @@ class _Bench:
             )  # fmt: skip
             if file.exists():
                 outputs[number] = Outputs.load(file, self.task)
-        return outputs
+            against = None if number == reference else outputs.get(reference)
+            self.scored[number] = quality_rows(cell, outputs.get(number), against, labels)
+            self.journal.show({**cell.key, "scored": True}, self.scored[number])
 
     def _reference(self) -> int:
         """The cell that others are compared with: the source's export in ONNX Runtime, else the first that is scored."""

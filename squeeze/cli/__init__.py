@@ -13,6 +13,8 @@ import typer
 
 from squeeze import __version__, console
 from squeeze.cli.bench import bench
+from squeeze.cli.dashboard import MORE as DASHBOARD_MORE
+from squeeze.cli.dashboard import dashboard
 from squeeze.cli.distill import MORE as DISTILL_MORE
 from squeeze.cli.distill import distill
 from squeeze.cli.inspect import show_sensitivity
@@ -31,6 +33,7 @@ from squeeze.cli.options import (
 )
 from squeeze.cli.prune import MORE as PRUNE_MORE
 from squeeze.cli.prune import prune
+from squeeze.cli.report import report
 from squeeze.errors import SqueezeError
 
 EXIT_CODES = (
@@ -47,6 +50,8 @@ app = typer.Typer(
 app.add_typer(bench, name="bench")
 app.command(epilog=DISTILL_MORE, no_args_is_help=True)(distill)
 app.command(epilog=PRUNE_MORE, no_args_is_help=True)(prune)
+app.command(no_args_is_help=True)(report)
+app.command(epilog=DASHBOARD_MORE, no_args_is_help=True)(dashboard)
 
 
 @app.command()
@@ -257,22 +262,6 @@ def verify(
         console.print_checks([checks])
     if failure is not None:
         raise failure
-
-
-@app.command()
-def report(
-    path: Annotated[Path, typer.Argument(help="report.json, or the run folder that holds it.")],
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
-    json: Json = False,
-) -> None:
-    """Print a report that was measured before; --html draws its page again."""
-    from squeeze.report.page import render_page
-    from squeeze.report.schema import read_report, write_atomically
-
-    found = read_report(path / "report.json" if path.is_dir() else path)
-    if html is not None:
-        write_atomically(html, render_page(found))
-    print_report(found, json)
 
 
 @app.command()

@@ -36,9 +36,9 @@ def compare(
     names = [_chosen(before, before_artifact), _chosen(after, after_artifact)]
     same_run = before == after
     same_machine = machine_id(before.environment) == machine_id(after.environment)
-    rows = []
+    rows, measured = [], _alike(_of(before, names[0]))
     for new in _of(after, names[1]):
-        old = _partner(_of(before, names[0]), new)
+        old = _partner(measured.get(_what(new), ()), new)
         kind = QUANTITIES.get(new.quantity)
         if kind is None or old is None:
             continue
@@ -64,14 +64,19 @@ def _of(report: Report, name: str) -> list[Measurement]:
     return with_derived([m for m in report.measurements if m.artifact == name])
 
 
-def _partner(measured: Sequence[Measurement], new: Measurement) -> Measurement | None:
-    alike = [
-        m
-        for m in measured
-        if (m.quantity, m.workload, m.device, m.dtype) == (new.quantity, new.workload, new.device, new.dtype)
-    ]
-    alike.sort(key=lambda m: (m.runtime != new.runtime, m.threads != new.threads))
-    return alike[0] if alike else None
+def _alike(measured: Sequence[Measurement]) -> dict[tuple[object, ...], list[Measurement]]:
+    found: dict[tuple[object, ...], list[Measurement]] = {}
+    for m in measured:
+        found.setdefault(_what(m), []).append(m)
+    return found
+
+
+def _what(m: Measurement) -> tuple[object, ...]:
+    return m.quantity, m.workload, m.device, m.dtype
+
+
+def _partner(alike: Sequence[Measurement], new: Measurement) -> Measurement | None:
+    return min(alike, key=lambda m: (m.runtime != new.runtime, m.threads != new.threads), default=None)
 
 
 def _judged(

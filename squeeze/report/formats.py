@@ -8,16 +8,15 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from squeeze.report import stats
-from squeeze.report.headline import headline
+from squeeze.report.markdown import to_markdown
 from squeeze.report.schema import Measurement, Report
-from squeeze.report.summary import QUANTITIES, cells, label, pivot, summarize
+from squeeze.report.summary import QUANTITIES, label
 from squeeze.report.text import visible
-from squeeze.report.training import training_table, training_words
 
 COLUMNS = (
     "started", "title", "cpu", "quantity", "unit", "workload", "artifact", "runtime", "device", "threads", "dtype", "repeat",
@@ -57,34 +56,6 @@ def to_csv(report: Report) -> str:
         if not m.values:
             writer.writerow((*head, *where, "", "", "", "", _plain(m.error or "")))
     return out.getvalue()
-
-
-def to_markdown(report: Report) -> str:
-    """The verdict, the table before and after, and all cells, for a pull request."""
-    rows = summarize(report)
-    lines = [
-        f"**{_cell(report.title)}** ({report.started[:10]}, {_cell(report.environment.cpu)})",
-        "",
-        _cell(headline(report, rows)),
-        "",
-    ]
-    lines += _table(
-        ("quantity", "before", "after", "change"), [(r.label, r.before.text, r.after.text, r.verdict) for r in rows]
-    )
-    for manifest in report.manifests:
-        curve = manifest.record.training if manifest.record is not None else None
-        if curve is not None and curve.steps:
-            lines += [
-                "",
-                f"Training of {_cell(manifest.name)}: {_cell(training_words(curve))}.",
-                "",
-                *_table(*training_table(curve)),
-            ]
-    every = cells(report)
-    if every:
-        columns, content = pivot(every)
-        lines += ["", "<details><summary>all cells</summary>", "", *_table(columns, content), "", "</details>"]
-    return "\n".join(lines) + "\n"
 
 
 def to_pytest_benchmark(report: Report) -> str:
@@ -146,18 +117,6 @@ def _benchmark(m: Measurement) -> dict[str, object]:
             "iterations": 1, "data": list(m.values),
         },
     }  # fmt: skip
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(_cell(name) for name in columns) + " |"
-    yield "|" + "---|" * len(columns)
-    for row in rows:
-        yield "| " + " | ".join(_cell(cell) for cell in row) + " |"
-
-
-def _cell(text: str) -> str:
-    """Text that Markdown shows as it is: no pipe ends a cell, no tag is one."""
-    return visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
 def _plain(text: str) -> str:

@@ -11,10 +11,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from squeeze.provenance import Digest
 from squeeze.report import stats
 from squeeze.report.derived import PERCENTILES, show_count, with_derived, with_parameters
+from squeeze.report.partners import Groups, groups, partner
 from squeeze.report.schema import Manifest, Measurement, Report
 from squeeze.report.stats import Interval
 from squeeze.report.text import MINUS, THIN, amount, count, figures, percent
@@ -87,6 +89,12 @@ class SummaryRow:
         same = unit == self.after.text.partition(THIN)[2]
         return f"{old if same else self.before.text} → {self.after.text}"
 
+    def measured(self, where: str) -> str:
+        """Runtime, evidence, spread, and what else a reader must know; `where` is the device and threads that all rows share."""
+        spread = " → ".join(side.spread for side in (self.before, self.after) if side.spread)
+        parts = (self.runtime, "" if where else self.where, f"{self.evidence} {spread}".strip(), self.note)
+        return ", ".join(part for part in parts if part)
+
 
 @dataclass(frozen=True)
 class CellRow:
@@ -120,29 +128,29 @@ class Quantity:
     higher_is_better: bool = False
 
 
-def ends(report: Report) -> tuple[str, str]:
+def ends(report: Report, result: Manifest | None = None) -> tuple[str, str]:
     """Names of the artifacts compared, source and result; the same twice where there is one, empty where there is none.
 
-    The result is the last export, or the last artifact. The source is the first artifact, or its export where the
-    result is one.
+    The result is the one given, else the last export, or the last artifact. The source is the first artifact, or its
+    export where the result is one.
     """
     if not report.manifests:
         return "", ""
-    names = _names(report)
-    return names[_sources(report)[0]], names[_result(report).digest]
+    named, result = names(report), result or _result(report)
+    return named[_sources(report, result)[0]], named[result.digest]
 
 
-def summarize(report: Report) -> list[SummaryRow]:
+def summarize(report: Report, result: Manifest | None = None) -> list[SummaryRow]:
     """Rows of the before/after table: quality, speed, memory, size. No rows where nothing was measured."""
     if not report.manifests:
         return []
-    measured = _measured(report)
-    sources, result = _sources(report), _result(report).digest
-    alone = result in sources
+    measured, result = _measured(report), result or _result(report)
+    sources, own = _sources(report, result), result.digest
+    alone, known = own in sources, groups(measured, sources)
     rows = [
-        _row(measured, None if alone else _partner(measured, sources, after), after, alone=alone)
+        _row(measured, None if alone else _partner(known, sources, after), after, alone=alone)
         for after in measured
-        if after.artifact_digest == result and _is_compared(after)
+        if after.artifact_digest == own and _is_compared(after)
     ]
     order = ["quality", *QUANTITIES]
     return sorted(rows, key=lambda row: order.index(row.quantity))
@@ -201,7 +209,7 @@ def label(m: Measurement) -> str:
     return f"{name}, {m.workload.label}" if m.workload is not None else name
 
 
-def _names(report: Report) -> dict[Digest, str]:
+def names(report: Report) -> dict[Digest, str]:
     """Digest -> name. Artifacts of two runs may share a name; theirs are told apart by what the bench called them, else by digests."""
     named = {m.digest: m.name for m in report.manifests}
     called = {m.artifact_digest: m.artifact for m in report.measurements if named.get(m.artifact_digest) != m.artifact}
@@ -214,8 +222,8 @@ def _names(report: Report) -> dict[Digest, str]:
 
 def _measured(report: Report) -> list[Measurement]:
     """All measurements, each under a name that is its artifact's alone."""
-    names = _names(report)
-    named = [m.model_copy(update={"artifact": names.get(m.artifact_digest, m.artifact)}) for m in report.measurements]
+    known = names(report)
+    named = [m.model_copy(update={"artifact": known.get(m.artifact_digest, m.artifact)}) for m in report.measurements]
     return with_parameters(with_derived(named), report.manifests)
 
 
@@ -224,9 +232,9 @@ def _result(report: Report) -> Manifest:
     return exports[-1] if exports else report.manifests[-1]
 
 
-def _sources(report: Report) -> list[Digest]:
+def _sources(report: Report, result: Manifest) -> list[Digest]:
     """Digests of the artifacts that stand for the source, the one most like the result first."""
-    first, result = report.manifests[0], _result(report)
+    first = report.manifests[0]
     exports = [m for m in report.manifests if m.format == "onnx" and m is not result]
     source = first.digest
     if result.format == "torch" or first.format == "onnx":
@@ -234,22 +242,8 @@ def _sources(report: Report) -> list[Digest]:
     return [*(m.digest for m in exports if m.parent == source), source]
 
 
-def _partner(measured: Sequence[Measurement], sources: Sequence[Digest], after: Measurement) -> Measurement | None:
-    """The source's measurement to hold against `after`: in the same runtime if there is one, else the first.
-
-    Where quality failed for the source, that failure is the partner: no other runtime silently takes its place.
-    """
-    for source in sources:
-        alike = [m for m in measured if m.artifact_digest == source and _like(m) == _like(after)]
-        if QUANTITIES.get(after.quantity, TIMED).examples:
-            alike += [m for m in measured if m.artifact_digest == source and m.quantity == "quality"]
-        if alike:
-            return next((m for m in alike if m.runtime == after.runtime), alike[0])
-    return None
-
-
-def _like(m: Measurement) -> tuple[object, ...]:
-    return m.quantity, m.workload, m.device, m.threads, m.dtype
+def _partner(known: Groups, sources: Sequence[Digest], after: Measurement) -> Measurement | None:
+    return partner(known, sources, after, scored=bool(QUANTITIES.get(after.quantity, TIMED).examples))
 
 
 def _cell(m: Measurement) -> tuple[object, ...]:
@@ -283,6 +277,7 @@ def _verdict(kind: Quantity, before: Measurement | None, after: Measurement, *, 
     return kind.judge(before, after)
 
 
+@lru_cache(maxsize=512)
 def side(kind: Quantity, m: Measurement | None) -> Side:
     """One end of a comparison, in words and numbers."""
     if m is None:

@@ -8,6 +8,7 @@ names would look alike).
 
 import json
 import math
+import re
 import unicodedata
 from typing import Any
 
@@ -16,6 +17,8 @@ MINUS, THIN = "\u2212", "\u00a0"
 
 JOINERS = "\u200c\u200d"
 """Invisible, but they shape Persian and Indic words and emoji, and do no harm."""
+
+NUMBER = re.compile(r"(?<![\w-])\d[\d.,]*(e[-+]?\d+)?(?![\w-])")
 
 UNENCODABLE = {
     "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "±": "+-", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "✓": "ok",
@@ -32,6 +35,11 @@ def visible(text: str, *, lines: bool = False) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if _harmless(c) or (lines and c == "\n") else _code(c) for c in text)
+
+
+def wording(text: str) -> str:
+    """The text with its numbers left out: what stays the same while a counter runs or a loss falls. Those in names stay ("1-quantize")."""
+    return NUMBER.sub("#", text)
 
 
 def encodable(text: str, encoding: str | None) -> str:

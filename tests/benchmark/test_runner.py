@@ -18,17 +18,19 @@ from onnx import TensorProto, helper, numpy_helper
 from squeeze.artifact import Artifact
 from squeeze.benchmark.cells import Prepared, make_cells, vocabulary
 from squeeze.benchmark.child import run_child
-from squeeze.benchmark.journal import PREFIX, discard
+from squeeze.benchmark.journal import PREFIX, discard, open_journal
 from squeeze.benchmark.rows import cell_rows
 from squeeze.benchmark.runner import Measured
 from squeeze.benchmark.runner import bench as whole_bench
 from squeeze.benchmark.workload import BenchSettings, DatasetWorkload, FixedWorkload
+from squeeze.dashboard.running import together
 from squeeze.data import Data, DataSettings, load_data
 from squeeze.errors import ArtifactError, BenchError, DeviceError
 from squeeze.exporter import ExportSettings
 from squeeze.model import ModelSettings, load_tokenizer
 from squeeze.pipeline import export_artifact
 from squeeze.report.schema import Measurement
+from squeeze.report.status import SHOWN
 from squeeze.runtimes import cores
 from squeeze.stages import keep_source
 
@@ -116,7 +118,15 @@ def bench(*arguments: Any, **more: Any) -> list[Measurement]:
 
 
 @pytest.fixture(scope="module")
-def measured(source: Artifact, export: Artifact, broken: Artifact, data: Data, tokenizer: Any) -> list[Measurement]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bench below leaves its journal."""
+    return tmp_path_factory.mktemp("journal")
+
+
+@pytest.fixture(scope="module")
+def measured(
+    source: Artifact, export: Artifact, broken: Artifact, data: Data, tokenizer: Any, place: Path
+) -> list[Measurement]:  # fmt: skip
     """Source, export and a broken export, twice over, with one workload that is too long for the model."""
     works = [
         {"kind": "fixed", "batch": 2, "sequence": 16},
@@ -126,7 +136,7 @@ def measured(source: Artifact, export: Artifact, broken: Artifact, data: Data, t
     said: list[tuple[str, int, int]] = []
     rows = bench(
         [source, export, broken], given(repeats=2, workloads=works), data, tokenizer, TASK, 0,
-        lambda text, done, total: said.append((text, done, total)),
+        lambda text, done, total: said.append((text, done, total)), journal=place,
     )  # fmt: skip
     children = [line for line in said if line[0].startswith("bench ")]
     assert [done for _, done, _ in children] == list(range(15)), "15 children: 3 for quality, 3 × 2 passes × 2 repeats"
@@ -459,6 +469,22 @@ def test_an_interrupted_bench_goes_on_and_measures_nothing_twice(export: Artifac
     assert not any(child.resumed for child in other.children), "another request has a journal of its own"
     discard(again.journal)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(PREFIX)] == [other.journal.name]
+
+
+def test_what_a_watcher_is_shown_adds_up_to_what_the_bench_returns(measured: list[Measurement], place: Path) -> None:
+    files = sorted(place.glob(f"{PREFIX}*/*{SHOWN}"), key=lambda path: path.stat().st_mtime_ns)
+    rows = [Measurement.model_validate(row) for file in files for row in json.loads(file.read_bytes())]
+    shown = {(m.artifact, m.runtime, m.quantity, m.workload): m for m in together(rows)}
+    # Compressed sizes are computed at the start and told at the end.
+    wanted = {(m.artifact, m.runtime, m.quantity, m.workload): m for m in measured if m.quantity != "compressed_bytes"}
+    assert shown == wanted
+
+
+def test_a_bench_that_cannot_be_resumed_leaves_nothing_to_watch(measured: list[Measurement], tmp_path: Path) -> None:
+    for place, left in ((None, 0), (tmp_path, 1)):
+        with open_journal(place, "sha256:" + "0" * 64) as journal:
+            journal.show({"a": 1}, measured[:1])
+            assert len(list(journal.folder.glob(f"*{SHOWN}"))) == left
 
 
 def test_memory_is_measured_on_the_workload_with_the_most_tokens_at_once(export: Artifact) -> None:

@@ -172,9 +172,19 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 def test_resampling_in_parts_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(size=30).tolist()
+    monkeypatch.setattr(stats, "KEPT", 0)
     whole = stats.mean(values)
     monkeypatch.setattr(stats, "AT_ONCE", 100)
     assert stats.mean(values) == whole
+
+
+@pytest.mark.parametrize("changed", [0.02, 0.5])
+def test_a_mean_from_kept_draws_is_that_of_resampling(changed: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    values = ((rng.random(400) < changed) * rng.choice([-1.0, 1.0], 400)).tolist()
+    kept = stats.mean(values)
+    monkeypatch.setattr(stats, "KEPT", 0)
+    assert stats.mean(values) == kept, "whether all examples count or only those that changed"
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))
