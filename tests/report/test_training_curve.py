@@ -180,7 +180,7 @@ def test_the_summary_counts_parameters_where_they_changed(make: Any) -> None:
 
 def test_markdown_has_the_table_of_the_training(make: Any) -> None:
     text = to_markdown(distilled(make, curve()))
-    assert "Training of 1-distill: kept the weights of step 60" in text
+    assert "<summary>Training of 1-distill</summary>\n\nkept the weights of step 60" in text
     assert "| half | 50 | 5,000 | 5.000 |" in text
 
 
