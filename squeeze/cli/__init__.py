@@ -401,9 +401,23 @@ def _guarded(command: Callable[..., Any]) -> int:
         return stop.exit_code
     except typer.Abort:
         code = INTERRUPTED
+    except typer.TyperException as error:
+        return _misused(error)
     if code == INTERRUPTED:
         console.error("interrupted. The same command continues with what is finished.")
     return code if isinstance(code, int) else 0
+
+
+def _misused(error: typer.TyperException) -> int:
+    """An option or a command that is not there, a value of the wrong kind: what is wrong and where help is, or help itself."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.message, err=True)
+    else:
+        place = context.command_path if context is not None else "squeeze"
+        said = error.format_message()
+        console.error(f"{said}{'' if said.endswith(('.', '?')) else '.'} See {place} --help.")
+    return 2
 
 
 INTERRUPTED = 130
