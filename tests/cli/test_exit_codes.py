@@ -47,7 +47,7 @@ def test_a_bug_shows_itself() -> None:
         (["run"], "error: Missing argument 'recipe'. See squeeze run --help.\n"),
         (
             ["run", "x.yaml", "--ou", "y"],
-            "error: No such option: --ou (Possible options: --out, --output). See squeeze run --help.\n",
+            "error: No such option: --ou (Possible options: --json, --out). See squeeze run --help.\n",
         ),
         (["dashbord"], "error: No such command 'dashbord'. Did you mean 'dashboard'? See squeeze --help.\n"),
         (["bench", "measure", "x", "--repeats", "y"], "error: Invalid value for '--repeats': "),
