@@ -32,6 +32,7 @@ from benchmarks.vs_peers import ROOT, artifacts
 from squeeze.console import message
 from squeeze.provenance import environment
 from squeeze.report.schema import read_report
+from squeeze.report.status import SHOWN
 from squeeze.report.store import INDEX, history, read_all, rebuild
 
 COMMAND = [str(Path(sys.executable).with_name("squeeze")), "bench"]
@@ -127,7 +128,9 @@ def _stopped(command: Sequence[str], folder: Path, number: signal.Signals, after
 
 def _finished(folder: Path) -> dict[str, bytes]:
     """Name and content of the journal's entries, one for each finished child."""
-    entries = (path for path in folder.glob(".bench-*/*.json") if path.name != "job.json")
+    entries = (
+        path for path in folder.glob(".bench-*/*.json") if path.name != "job.json" and not path.name.endswith(SHOWN)
+    )
     return {path.name: path.read_bytes() for path in entries if path.exists()}
 
 

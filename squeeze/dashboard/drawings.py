@@ -48,18 +48,22 @@ def pareto(variant: Variant, columns: Columns) -> Layers:
 
 
 def gains(variant: Variant, columns: Columns) -> Layers:
-    """A line of words for each quantity, and under it the ratio with its interval on one scale for all."""
+    """A line of words for each quantity, and under it a bar from no change to the ratio, with its interval, on one scale for all."""
     x = {**_axis("ratio", variant.x), "scale": {"type": "log", "nice": False, "padding": 14}}
-    y, sense = _nominal("label"), _nominal("sense", domain=SENSES, range="sense")
+    y = _nominal("label")
+    sense = _nominal("sense", domain=SENSES, range="sense") | {"legend": {"symbolOpacity": 1}}  # not the bars'
     shape = _nominal("sense", domain=SENSES, range=list(SHAPES))
     words = {"type": "text", "align": "left", "yOffset": -8, "limit": 1200}
     both = (_known("low"), _known("high"))
     points = {"y": y, "x": x, "color": sense, "shape": shape, "tooltip": _tips(columns)}
+    one = {"datum": 1, "type": "quantitative"}
+    bar, tick = ({"type": kind, "yOffset": 9, "height": 13} for kind in ("bar", "tick"))
     return [
-        _rule_at("one", "x", 1),
+        _layer("bars", bar | {"opacity": 0.3}, {"y": y, "x": x, "x2": {"datum": 1}, "color": sense}, _known("ratio")),
+        _layer("ones", tick | {"orient": "vertical", "thickness": 1.5}, {"y": y, "x": one}, _known("ratio")),
         _layer("intervals", _rule(2, yOffset=9), {"y": y, **_from_to("x", x, "low", "high"), "color": sense}, *both),
         _layer("points", _point(90, yOffset=9), points, _known("ratio")),
-        _layer("words", words, {"y": y, "x": {"value": 4}, "text": {"field": "line"}, "tooltip": _tips(columns)}),
+        _layer("words", words, {"y": y, "x": {"value": 4}, "text": {"field": "line"}, "color": sense, "tooltip": _tips(columns)}),
     ]  # fmt: skip
 
 

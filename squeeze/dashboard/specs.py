@@ -54,8 +54,8 @@ CHARTS: dict[str, Chart] = {
     ),
     "gains": Chart(
         "How many times better is it than the source?",
-        "Right of the dashed line is better, whichever way the quantity counts; a rule is the 95 % interval, and only where it does not "
-        "reach the line is anything called better or worse.",
+        "Bars begin at 1×, no change; to the right is better, whichever way the quantity counts. A rule is the 95 % interval, and only "
+        "where it does not reach 1× is anything called better or worse.",
         "Nothing was measured of both the source and another artifact.",
         (
             ("label", "quantity"), ("runtime", "runtime"), ("before", "before"), ("after", "after"), ("verdict", "verdict"),

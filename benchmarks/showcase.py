@@ -1,0 +1,111 @@
+"""What the dashboard shows at its fullest: the tweet classifier and SmolLM2 through several stages, and squeeze over its own commits.
+
+    python benchmarks/showcase.py                       all parts, about an hour on two quiet cores
+    python benchmarks/showcase.py classifier            or decoder
+    squeeze dashboard benchmarks/results --out dashboard.html      the page that docs/*.png show
+
+Every artifact of a chain is measured, those in torch as well, beside what other tools make of the same model, with profile, load test and
+this machine's ceilings. Reports go to benchmarks/results/<machine>/showcase-*.json. Started again after an interruption it goes on.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
+
+import squeeze
+from benchmarks import peers
+from benchmarks.runs import (
+    accuracies,
+    bench,
+    do_parts,
+    faster,
+    finetuned,
+    of_each,
+    recipe,
+    run_into,
+    tuned,
+)
+from squeeze.report import stats
+from squeeze.report.schema import Report
+
+CALLERS = (1, 2, 4)
+
+
+def classifier(say: Any) -> tuple[Report, list[str]]:
+    """Half of the layers, heads and neurons gone, distilled, int8: each stage in torch and exported, and two peers."""
+    finetuned()
+    whole = recipe("sentiment-pruned-int8")
+    run = run_into("sentiment-pruned-int8", whole.model_copy(update={"bench": None}), say)
+    exports = [exported(run, name) for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
+    others = [peers.plain_opset18(run / "0-source"), peers.quantize_dynamic(exports[0], per_channel=False)]
+    stages = [run / name for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
+    report = bench(
+        [*stages, *exports, *others],
+        whole,
+        say,
+        runtimes=["torch", "onnxruntime"],
+        repeats=4,
+        seconds_per_cell=0.5,
+        profile=True,
+        workloads=[
+            {"kind": "grid", "batch": [1], "sequence": [16, 64, 128]},
+            {"kind": "dataset", "batch": 50, "order": "sorted"},
+            *({"kind": "closed", "callers": callers, "seconds": 2} for callers in CALLERS),
+        ],
+    )
+    times, right = (
+        {
+            m.artifact: m
+            for m in report.measurements
+            if m.quantity == quantity and m.runtime == "onnxruntime" and m.values
+        }
+        for quantity in ("set_time", "correct")
+    )
+    return report, [
+        faster(times["export-3-quantize"], times["torch-export-opset18"], "torch's opset-18 export"),
+        accuracies(right["export-3-quantize"], right["torch-export-opset18"]),
+    ]
+
+
+def decoder(say: Any) -> tuple[Report, list[str]]:
+    """Eight of thirty layers gone, distilled, int8: each stage in torch, and the exports of both ends and of the student in float."""
+    tuned(say)
+    whole = recipe("smollm2-pruned-int8")
+    run = run_into("smollm2-pruned-int8", whole.model_copy(update={"bench": None}), say)
+    stages = [run / name for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
+    exports = [exported(run, name) for name in ("0-source", "2-distill", "3-quantize")]
+    report = bench(
+        [*stages, *exports],
+        whole,
+        say,
+        runtimes=["torch", "onnxruntime-genai"],
+        repeats=4,
+        seconds_per_cell=0.5,
+        profile=True,
+    )
+    rates = [
+        next(m for m in report.measurements if m.artifact == name and m.quantity == "decode_rate" and m.values)
+        for name in ("export-0-source", "export-3-quantize")
+    ]
+    scored = of_each(report, "negative_log_likelihood", 7)
+    gain = stats.ratio(rates[1], rates[0])
+    return report, [
+        f"tokens/s: {gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] of the source's export in onnxruntime-genai",
+        f"held-out perplexity {stats.perplexity(scored[0]):.2f} before, {stats.perplexity(scored[-1]):.2f} after",
+    ]
+
+
+def exported(run: Path, stage: str) -> Path:
+    """The export of a stage's artifact, made where the recipe made none."""
+    out = run / f"export-{stage}"
+    if not out.is_dir():
+        squeeze.export(run / stage, out, source=False)
+    return out
+
+
+PARTS = {"classifier": classifier, "decoder": decoder}
+
+if __name__ == "__main__":
+    do_parts(PARTS, "showcase", __doc__ or "")
