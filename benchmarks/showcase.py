@@ -14,9 +14,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`, when run as a file
 
-import squeeze
 from benchmarks import peers
 from benchmarks.runs import (
+    RUNS,
     accuracies,
     bench,
     do_parts,
@@ -27,6 +27,9 @@ from benchmarks.runs import (
     run_into,
     tuned,
 )
+from squeeze.artifact import read_artifact
+from squeeze.exporter import ExportSettings
+from squeeze.pipeline import export_artifact
 from squeeze.report import stats
 from squeeze.report.schema import Report
 
@@ -98,11 +101,15 @@ def decoder(say: Any) -> tuple[Report, list[str]]:
 
 
 def exported(run: Path, stage: str) -> Path:
-    """The export of a stage's artifact, made where the recipe made none."""
-    out = run / f"export-{stage}"
-    if not out.is_dir():
-        squeeze.export(run / stage, out, source=False)
-    return out
+    """The export of a stage's artifact; where the recipe made none, made outside the run's folder, which is the recipe's alone."""
+    name = f"export-{stage}"
+    if (run / name).is_dir():
+        return run / name
+    made = RUNS / f"{run.name}-exports" / name
+    if not made.is_dir():
+        made.parent.mkdir(exist_ok=True)
+        export_artifact(read_artifact(run / stage), made, ExportSettings())
+    return made
 
 
 PARTS = {"classifier": classifier, "decoder": decoder}
