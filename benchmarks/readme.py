@@ -17,6 +17,8 @@ from squeeze.report.summary import ends, label, summarize
 from squeeze.report.text import amount, figures, percent, times
 
 ROOT = Path(__file__).parent.parent
+HISTORY = "history"
+"""Folder of many reports of one recipe; the dashboard is for those."""
 START, END = "<!-- figures: written by benchmarks/readme.py -->", "<!-- end of figures -->"
 
 
@@ -45,9 +47,11 @@ def section(file: Path, report: Report) -> str:
 
 def written() -> str:
     """One table for each committed report, then what the self-checks found."""
-    files = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
-    checks = sorted((ROOT / "benchmarks" / "results").rglob("self-check.jsonl"))
-    return "".join(section(file, read_report(file)) for file in files) + "".join(_self_checks(file) for file in checks)
+    results = ROOT / "benchmarks" / "results"
+    files = [file for file in sorted(results.rglob("*.json")) if file.parent.name != HISTORY]
+    checks, pages = sorted(results.rglob("self-check.jsonl")), sorted(results.rglob("dashboard.jsonl"))
+    parts = [section(file, read_report(file)) for file in files]
+    return "".join([*parts, *map(_self_checks, checks), *map(_pages, pages)])
 
 
 def _head(file: Path, report: Report, what: str) -> str:
@@ -104,6 +108,22 @@ def _cell(m: Measurement | None, base: Measurement | None) -> str:
         return text
     gain = stats.ratio(base, m)
     return f"{text} ({times(gain.value)} [{gain.low:.2f}, {gain.high:.2f}])"
+
+
+def _pages(file: Path) -> str:
+    """How large the dashboard is and how soon it opens: the newest line of each page."""
+    newest = {line["page"]: line for line in map(json.loads, file.read_text("utf-8").splitlines())}
+    first = next(iter(newest.values()))
+    head = f"\n**dashboard** ([times]({file.relative_to(ROOT).as_posix()}), {first['cpu']}, {first['cores']} cores, Chromium {first['browser']})"
+    rows = [
+        f"| {name} | {amount(line['bytes'], 'bytes')} | {amount(line['ready_seconds'], 's')} | "
+        f"{amount(line['drawn_seconds'], 's') if 'drawn_seconds' in line else ''} |"
+        for name, line in newest.items()
+    ]
+    return (
+        "\n".join([f"{head}\n", "| page | size | can be used after | first chart after |", "|---|---|---|---|", *rows])
+        + "\n"
+    )
 
 
 def _self_checks(file: Path) -> str:
