@@ -114,7 +114,8 @@ def _pages(file: Path) -> str:
     """How large the dashboard is and how soon it opens: the newest line of each page."""
     newest = {line["page"]: line for line in map(json.loads, file.read_text("utf-8").splitlines())}
     first = next(iter(newest.values()))
-    head = f"\n**dashboard** ([times]({file.relative_to(ROOT).as_posix()}), {first['cpu']}, {first['cores']} cores, Chromium {first['browser']})"
+    where = f"{first['cpu']}, {first['cores']} cores, Chromium {first['browser']}"
+    head = f"\n**dashboard** ([times]({file.relative_to(ROOT).as_posix()}), {where})"
     rows = [
         f"| {name} | {amount(line['bytes'], 'bytes')} | {amount(line['ready_seconds'], 's')} | "
         f"{amount(line['drawn_seconds'], 's') if 'drawn_seconds' in line else ''} |"

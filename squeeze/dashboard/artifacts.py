@@ -44,7 +44,7 @@ def artifacts(readings: Readings) -> list[dict[str, Any]]:
         said = {
             "key": key,
             "stage": stage_of(manifest, readings),
-            "peer": is_peer(manifest),
+            "peer": manifest is not None and manifest.is_peer,
             "verdict": verdict,
             "sense": sense,
         }
@@ -75,20 +75,15 @@ def _of(manifest: Manifest, readings: Readings, checks: Sequence[Check]) -> dict
     }  # fmt: skip
 
 
-def is_peer(manifest: Manifest | None) -> bool:
-    """Whether another tool made it."""
-    return manifest is not None and manifest.extra.get("made_by") == "another tool"
-
-
 def stage_of(manifest: Manifest | None, readings: Readings) -> str:
     """What made it, in words: "source", "prune wanda 50 % unstructured", "export of 1-quantize"."""
     if manifest is None:
         return "made elsewhere"
     if manifest is readings.report.manifests[0]:
-        made = "made by another tool" if is_peer(manifest) else stage_label(manifest.record) if manifest.record else ""
+        made = "made by another tool" if manifest.is_peer else stage_label(manifest.record) if manifest.record else ""
         return f"source ({made})" if made else "source"
     if manifest.record is None:
-        return "made by another tool" if is_peer(manifest) else "another source"
+        return "made by another tool" if manifest.is_peer else "another source"
     if manifest.record.kind != "export":
         return stage_label(manifest.record)
     parent = readings.keys.get(manifest.parent or "")

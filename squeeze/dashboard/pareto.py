@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from squeeze.dashboard.artifacts import is_peer, stage_of
+from squeeze.dashboard.artifacts import stage_of
 from squeeze.dashboard.drawings import LARGEST
 from squeeze.dashboard.labels import Spot, placed
 from squeeze.dashboard.readings import Reading, Readings, Row, cell, finite
@@ -113,7 +113,8 @@ def _row(readings: Readings, point: _Point, points: Sequence[_Point]) -> Row:
     x, y = point.x, point.y
     return {
         "mark": "point", "artifact": x.m.artifact, "runtime": x.m.runtime, "series": readings.series(x.m),
-        "stage": stage_of(point.manifest, readings), "made": "another tool" if is_peer(point.manifest) else "squeeze",
+        "stage": stage_of(point.manifest, readings),
+        "made": "another tool" if point.manifest is not None and point.manifest.is_peer else "squeeze",
         "x": finite(x.value.value), "x_low": finite(x.value.low), "x_high": finite(x.value.high), "x_text": x.words,
         "y": finite(y.value.value), "y_low": finite(y.value.low), "y_high": finite(y.value.high), "y_text": y.words,
         "bytes": point.bytes, "size": amount(point.bytes, "bytes"), "cell": x.number, "dominated": beaten is not None,

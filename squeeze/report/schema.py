@@ -128,6 +128,11 @@ class Manifest(Record):
         return files
 
     @property
+    def is_peer(self) -> bool:
+        """Whether another tool made it."""
+        return self.extra.get("made_by") == "another tool"
+
+    @property
     def digest(self) -> Digest:
         """Digest of the content: two runs of one recipe with one seed agree, on any day and in any folder.
 

@@ -131,8 +131,8 @@ class Quantity:
 def ends(report: Report, result: Manifest | None = None) -> tuple[str, str]:
     """Names of the artifacts compared, source and result; the same twice where there is one, empty where there is none.
 
-    The result is the one given, else the last export, or the last artifact. The source is the first artifact, or its
-    export where the result is one.
+    The result is the one given, else the last export, squeeze's own before another tool's, or the last artifact. The source is
+    the first artifact, or its export where the result is one.
     """
     if not report.manifests:
         return "", ""
@@ -229,7 +229,8 @@ def _measured(report: Report) -> list[Measurement]:
 
 def _result(report: Report) -> Manifest:
     exports = [m for m in report.manifests if m.format == "onnx"]
-    return exports[-1] if exports else report.manifests[-1]
+    own = [m for m in exports if m is not report.manifests[0] and not m.is_peer]
+    return (own or exports or report.manifests)[-1]
 
 
 def _sources(report: Report, result: Manifest) -> list[Digest]:

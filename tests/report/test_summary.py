@@ -113,6 +113,13 @@ def test_a_run_without_stages_compares_the_export_with_what_was_exported() -> No
     assert summarize(run)[0].words == "2.00× faster"
 
 
+def test_the_result_is_what_squeeze_made_unless_another_tool_is_held_against_the_first() -> None:
+    peer = manifest("export-peer").model_copy(update={"extra": {"made_by": "another tool"}})
+    assert ends(report(manifests=(*CHAIN, peer))) == ("export-0-source", "export-1-quantize")
+    assert ends(report(manifests=(SOURCE_EXPORT, peer))) == ("export-0-source", "export-peer")
+    assert ends(report(manifests=(peer, SOURCE_EXPORT, RESULT_EXPORT))) == ("export-peer", "export-1-quantize")
+
+
 def test_artifacts_of_two_runs_with_one_name_are_told_apart_by_their_digests() -> None:
     other = RESULT_EXPORT.model_copy(update={"nonzero_parameters": 4})
     run = report(
