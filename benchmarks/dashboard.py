@@ -1,11 +1,12 @@
 """How long the dashboard takes to open, and how it looks: Chromium opens it as a reader does.
 
-    python benchmarks/dashboard.py RESULTS... [--opens 5] [--shots docs]
+    python benchmarks/dashboard.py RESULTS... [--opens 5] [--shots docs --report TITLE]
 
 Three pages are opened, each so many times in a fresh browser: one without data, the one of RESULTS, and one with 10,000 measurements of
 100 artifacts. Counted from the start of the navigation, on the browser's own clock: until it can be used (tables drawn, every button
 listens) and until the first chart stands. Appends one line for each page to benchmarks/results/<machine>/dashboard.jsonl. With --shots,
-pictures of the page of RESULTS are written instead of times: desktop, dark, phone, and the page as it is printed.
+pictures of the page of RESULTS are written instead of times: desktop, dark, phone, and the page as it is printed, all of the newest
+report that has the title.
 """
 
 import argparse
@@ -45,11 +46,18 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path, help="reports, run folders or results folders")
     parser.add_argument("--opens", type=int, default=5, help="of each page (%(default)s)")
     parser.add_argument("--shots", type=Path, help="folder for pictures; no times are taken")
+    parser.add_argument("--report", help="title of the report that pictures show; none: the newest")
     parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.shots:
-            shoot(written(Path(folder), given.results), given.shots)
+            sources, _ = view.collect(given.results)
+            shown = [source.id for source in sources if given.report in (None, source.report.title)]
+            if not shown:
+                sys.exit(
+                    f"No report has the title {given.report}. There are: {', '.join(s.report.title for s in sources)}."
+                )
+            shoot(f"{written(Path(folder), given.results).as_uri()}#report={shown[-1]}", given.shots)
             return
         target = ROOT / "benchmarks" / "results" / given.machine / "dashboard.jsonl"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +87,7 @@ def timed(path: Path, opens: int, *, charts: bool) -> dict[str, Any]:
     """Medians and raw values, in seconds; a browser of its own each time, so that no compiled script is left over."""
     ready, drawn = [], []
     for _ in range(opens):
-        with opened(path, viewport={"width": 1280, "height": 900}) as tab:
+        with opened(path.as_uri(), viewport={"width": 1280, "height": 900}) as tab:
             ready.append(until(tab, "window.squeezeReady") / 1000)
             if charts:
                 tab.evaluate("document.querySelector('figure[data-kind]').scrollIntoView({behavior: 'instant'})")
@@ -93,11 +101,11 @@ def timed(path: Path, opens: int, *, charts: bool) -> dict[str, Any]:
     return found | ({"drawn_seconds": round(median(drawn), 3), "drawn": [round(v, 3) for v in drawn]} if charts else {})
 
 
-def shoot(path: Path, folder: Path) -> None:
+def shoot(address: str, folder: Path) -> None:
     """Pictures of the top of the page, charts drawn, and the printed page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, options in SHOTS.items():
-        with opened(path, **options) as tab:
+        with opened(address, **options) as tab:
             until(tab, "window.squeezeDrawn")
             tab.wait_for_timeout(1500)
             tab.screenshot(path=folder / f"{name}.png")
@@ -106,7 +114,7 @@ def shoot(path: Path, folder: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, **options: Any) -> Iterator[Any]:
+def opened(address: str, **options: Any) -> Iterator[Any]:
     """The page in a browser of its own."""
     found = os.environ.get("SQUEEZE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if found is None:
@@ -114,7 +122,7 @@ def opened(path: Path, **options: Any) -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if os.geteuid() == 0 else [])
         tab = browser.new_context(**options).new_page()
-        tab.goto(path.as_uri())
+        tab.goto(address)
         yield tab
         browser.close()
 

@@ -3,7 +3,7 @@
     python benchmarks/history.py [--commits 14] [--first 262c7c3]       about a minute for each
 
 Each commit is checked out aside, runs recipes/sentiment-int8.yaml as it stood then with today's packages, on fewer texts and one
-length, and its report goes to benchmarks/results/<machine>/history/. The dashboard draws what of it became better or worse, and where.
+length, and its report goes to benchmarks/results/<machine>-history/. The dashboard draws what of it became better or worse, and where.
 A commit whose report is there already is passed by, one that cannot run is named.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--machine", default=machine(), help="folder under benchmarks/results (%(default)s)")
     given = parser.parse_args()
     finetuned()
-    results = ROOT / "benchmarks" / "results" / given.machine / "history"
+    results = ROOT / "benchmarks" / "results" / f"{given.machine}-history"
     results.mkdir(parents=True, exist_ok=True)
     for commit in chosen(given.first, given.commits):
         target = results / f"{commit}.json"

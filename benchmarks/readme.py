@@ -17,8 +17,8 @@ from squeeze.report.summary import ends, label, summarize
 from squeeze.report.text import amount, figures, percent, times
 
 ROOT = Path(__file__).parent.parent
-HISTORY = "history"
-"""Folder of many reports of one recipe; the dashboard is for those."""
+HISTORY = "-history"
+"""How folders of many reports of one recipe end; the dashboard is for those."""
 START, END = "<!-- figures: written by benchmarks/readme.py -->", "<!-- end of figures -->"
 
 
@@ -48,7 +48,7 @@ def section(file: Path, report: Report) -> str:
 def written() -> str:
     """One table for each committed report, then what the self-checks found."""
     results = ROOT / "benchmarks" / "results"
-    files = [file for file in sorted(results.rglob("*.json")) if file.parent.name != HISTORY]
+    files = [file for file in sorted(results.rglob("*.json")) if not file.parent.name.endswith(HISTORY)]
     checks, pages = sorted(results.rglob("self-check.jsonl")), sorted(results.rglob("dashboard.jsonl"))
     parts = [section(file, read_report(file)) for file in files]
     return "".join([*parts, *map(_self_checks, checks), *map(_pages, pages)])
