@@ -1,6 +1,6 @@
 """squeeze over its own commits: what each made of the tweet classifier, run and measured by that commit's own code.
 
-    python benchmarks/history.py [--commits 14] [--first 262c7c3]       about a minute for each
+    python benchmarks/history.py [--commits 14] [--first 262c7c3]       about a minute each
 
 Each commit is checked out aside, runs recipes/sentiment-int8.yaml as it stood then with today's packages, on fewer texts and one
 length, and its report goes to benchmarks/results/<machine>-history/. The dashboard draws what of it became better or worse, and where.
@@ -25,8 +25,11 @@ FIRST = "262c7c3"
 """The oldest that is tried: its bench measures what today's does."""
 CHANGED = (
     "verify=null",  # older ones fail on processors without VNNI, where their products saturate; the accuracy shows what that costs
-    "data.splits.evaluate=300",
-    "bench.repeats=4",
+    "data.splits.evaluate=200",
+    "bench.repeats=3",
+    "bench.budget_seconds=0",
+    "bench.ceilings=false",
+    "bench.energy=false",
     "bench.threads=2",
     "bench.workloads=[{kind: fixed, batch: 1, sequence: 128}]",
 )
