@@ -94,7 +94,7 @@ def generation(variant: Variant, columns: Columns) -> Layers:
 
 def load(variant: Variant, columns: Columns) -> Layers:
     """What is answered against how long the slowest wait."""
-    x, y = _axis("x", variant.x, reverse=True), _axis("y", variant.y, reverse=True, log=True)
+    x, y = _from_zero(_axis("x", variant.x, reverse=True)), _axis("y", variant.y, reverse=True, log=True)
     colour = {"color": _series()["color"]}
     limit = {"x": x, "y": {**y, "field": "limit"}, "tooltip": _tips((("limit_text", "limit"), ("workload", "load")))}
     tick = {"type": "tick", "orient": "horizontal", "size": 26, "thickness": 2}
@@ -132,7 +132,8 @@ def time(variant: Variant, columns: Columns) -> Layers:
 
 def training(variant: Variant, columns: Columns) -> Layers:
     """Curves over tokens, and the step that was kept."""
-    x, y = _axis("x", variant.x), _axis("y", variant.y)
+    x, y = _from_zero(_axis("x", variant.x)), _axis("y", variant.y)
+    y["scale"]["nice"] = False  # or what is padded below nothing gets a number
     both = {"x": x, "y": y, "color": _series()["color"], "tooltip": _tips(columns)}
     kept = "datum.mark === 'kept'"
     words = {"type": "text", "dy": -14}
@@ -169,7 +170,9 @@ def memory(variant: Variant, columns: Columns) -> Layers:
 def history(variant: Variant, columns: Columns) -> Layers:
     """Runs in time, the level of each stretch, and where a new one begins."""
     scale = {"type": "utc", "padding": 18}
-    x = {"field": "x", "type": "temporal", "title": variant.x.title, "scale": scale, "axis": {"labelOverlap": True}}
+    clock = "utcFormat(datum.value, utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : '%-d %b')"
+    axis = {"labelOverlap": True, "labelExpr": clock}
+    x = {"field": "x", "type": "temporal", "title": f"{variant.x.title} (UTC)", "scale": scale, "axis": axis}
     y, colour = _axis("y", variant.y), {"color": _series()["color"]}
     levels = {"type": "line", "interpolate": "step-after", "strokeWidth": 2.5, "opacity": 0.5}
     words = {
@@ -231,6 +234,11 @@ def _axis(field: str, axis: Axis, *, reverse: bool = False, log: bool = False) -
     scale |= {"type": "log", "nice": False} if log else {"zero": False}
     shown = {**_labels(axis.unit), "labelOverlap": True}
     return {"field": field, "type": "quantitative", "title": _titled(axis), "scale": scale, "axis": shown}
+
+
+def _from_zero(axis: Spec) -> Spec:
+    """The same of what cannot be negative: its padding ends at nothing."""
+    return {**axis, "scale": {**axis["scale"], "domainMin": 0, "nice": False}}
 
 
 def _nominal(

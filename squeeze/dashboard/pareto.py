@@ -30,6 +30,8 @@ COSTS = (
     "peak_memory", "throughput", "highest_rate", "energy",
 )  # fmt: skip
 """In the order of the switch: whole sets first, because they hold the lengths that texts really have."""
+SCORED_IN = {"onnxruntime-genai": "onnxruntime"}
+"""Runtimes that generate and score nothing, and where the bench scores the same graph."""
 Place = tuple[str, str, int | None, str | None]
 """runtime, device, threads, type"""
 
@@ -63,10 +65,17 @@ def pareto(readings: Readings) -> Variants:
 
 
 def _scored(scored: Mapping[Any, Reading], cost: Reading) -> Reading | None:
-    """The quality of the same cell; of the artifact in any runtime where the cost belongs to its files."""
+    """The quality of the same cell; of the artifact in any runtime where the cost belongs to its files, and of the same graph in the
+    runtime that scores for the one that only generates.
+    """
     found = scored.get(cell(cost.m))
-    if found is None and cost.m.quantity in ("weight_bytes", "compressed_bytes"):
-        return next((reading for key, reading in scored.items() if key[0] == cost.m.artifact_digest), None)
+    if found is None:
+        of_files = cost.m.quantity in ("weight_bytes", "compressed_bytes")
+        scorer = SCORED_IN.get(cost.m.runtime)
+        same = (
+            r for key, r in scored.items() if key[0] == cost.m.artifact_digest and (of_files or r.m.runtime == scorer)
+        )
+        return next(same, None)
     return found
 
 
@@ -111,12 +120,13 @@ def _better(quantity: str) -> Better:
 def _row(readings: Readings, point: _Point, points: Sequence[_Point]) -> Row:
     beaten = next((other for other in points if other is not point and _dominates(readings, other, point)), None)
     x, y = point.x, point.y
+    elsewhere = f" (in {y.m.runtime})" if x.m.runtime in SCORED_IN and x.m.runtime != y.m.runtime else ""
     return {
         "mark": "point", "artifact": x.m.artifact, "runtime": x.m.runtime, "series": readings.series(x.m),
         "stage": stage_of(point.manifest, readings),
         "made": "another tool" if point.manifest is not None and point.manifest.is_peer else "squeeze",
         "x": finite(x.value.value), "x_low": finite(x.value.low), "x_high": finite(x.value.high), "x_text": x.words,
-        "y": finite(y.value.value), "y_low": finite(y.value.low), "y_high": finite(y.value.high), "y_text": y.words,
+        "y": finite(y.value.value), "y_low": finite(y.value.low), "y_high": finite(y.value.high), "y_text": y.words + elsewhere,
         "bytes": point.bytes, "size": amount(point.bytes, "bytes"), "cell": x.number, "dominated": beaten is not None,
         "standing": f"dominated by {readings.series(beaten.x.m)}" if beaten is not None else "not dominated",
     }  # fmt: skip

@@ -101,7 +101,7 @@ CHARTS: dict[str, Chart] = {
         "Time inside kernels in one call, as the runtime's profiler counted it; the shortest are one line.",
         "Nothing was profiled: squeeze bench --profile.",
         (("series", "artifact"), ("name", "operator or layer"), ("text", "time"), ("share_text", "share"), ("kernels", "kernels")),
-        drawings.time, {"step": 13},
+        drawings.time, {"step": 10},
     ),
     "training": Chart(
         "Did it learn, and from what?",

@@ -66,6 +66,19 @@ def test_what_is_faster_and_worse_is_not_dominated(make: Any) -> None:
     }
 
 
+def test_what_only_generates_is_placed_by_the_score_of_the_same_graph(make: Any) -> None:
+    one, other = make.manifest("one"), make.manifest("two", inputs=digest_bytes(b"2"))
+    rows = [
+        row for m, scorer, timer in ((one, "onnxruntime", "onnxruntime-genai"), (other, "torch", "onnxruntime-genai")) for row in (
+            make.measured(m, "decode_rate", [10.0, 10.0, 10.1], unit="tokens/s", runtime=timer),
+            make.measured(m, "correct", right(0.8), unit="", repeat=(), runtime=scorer),
+        )
+    ]  # fmt: skip
+    found = pareto(Readings("0" * 12, make.report((one, other), rows)))["accuracy against decoding speed"]
+    assert [(row["artifact"], row["runtime"]) for row in found.rows] == [("one", "onnxruntime-genai")]
+    assert found.rows[0]["y_text"].endswith("(in onnxruntime)")
+
+
 def test_more_is_better_where_it_is_and_the_axis_knows(make: Any) -> None:
     slow, fast = make.manifest("slow"), make.manifest("fast", inputs=digest_bytes(b"2"))
     rows = [
