@@ -101,6 +101,8 @@ def _cell(m: Measurement | None, base: Measurement | None) -> str:
         return "not measured"
     if m.quantity == "negative_log_likelihood":
         return figures(stats.perplexity(m), 4)
+    if m.quantity == "cosine_to_source":
+        return f"{sum(m.values) / len(m.values):.4f}"
     if m.quantity in ("correct", "same_answer"):
         return percent(stats.share(m.values).value, 2)
     text = amount(stats.median(tuple(stats.by_repeat(m).values())), m.unit)
@@ -143,6 +145,9 @@ def _self_checks(file: Path) -> str:
 BASES = {
     "vs-peers-encoder": ("export-0-source", "onnxruntime"),
     "vs-peers-decoder": ("export-0-source", "onnxruntime-genai"),
+    "vs-peers-embeddings": ("export-0-source", "onnxruntime"),
+    "showcase-classifier": ("torch-export-opset18", "onnxruntime"),
+    "showcase-decoder": ("export-0-source", "onnxruntime-genai"),
     "distill-classifier": ("0-source", "torch"),
     "distill-chain": ("torch-export-opset18", "onnxruntime"),
     "distill-embeddings": ("0-source", "torch"),
@@ -153,7 +158,7 @@ BASES = {
     "prune-chain": ("torch-export-opset18", "onnxruntime"),
 }
 SPEEDS = ("set_time", "latency", "time_to_first_token", "time_per_output_token")
-COLUMNS = ("correct", "same_answer", "negative_log_likelihood", *SPEEDS, "peak_memory")
+COLUMNS = ("correct", "same_answer", "cosine_to_source", "negative_log_likelihood", *SPEEDS, "peak_memory")
 
 if __name__ == "__main__":
     main()
