@@ -1,11 +1,12 @@
-"""What the dashboard shows at its fullest: the tweet classifier and SmolLM2 through several stages, and squeeze over its own commits.
+"""What the dashboard shows at its fullest: the tweet classifier and SmolLM2 through several stages.
 
-    python benchmarks/showcase.py                       all parts, about an hour on two quiet cores
+    python benchmarks/showcase.py                       all parts, 45 minutes on two quiet cores
     python benchmarks/showcase.py classifier            or decoder
     squeeze dashboard benchmarks/results --out dashboard.html      the page that docs/*.png show
 
-Every artifact of a chain is measured, those in torch as well, beside what other tools make of the same model, with profile, load test and
-this machine's ceilings. Reports go to benchmarks/results/<machine>/showcase-*.json. Started again after an interruption it goes on.
+A chain's artifacts are measured in torch and exported, with profile and this machine's ceilings, the classifier's also under load and
+beside what other tools make of it. Reports go to benchmarks/results/<machine>/showcase-*.json. Started again after an interruption it
+goes on. The history over commits is benchmarks/history.py.
 """
 
 import sys
@@ -59,17 +60,9 @@ def classifier(say: Any) -> tuple[Report, list[str]]:
         ],
     )
     times, right = (
-        {
-            m.artifact: m
-            for m in report.measurements
-            if m.quantity == quantity and m.runtime == "onnxruntime" and m.values
-        }
-        for quantity in ("set_time", "correct")
-    )
-    return report, [
-        faster(times["export-3-quantize"], times["torch-export-opset18"], "torch's opset-18 export"),
-        accuracies(right["export-3-quantize"], right["torch-export-opset18"]),
-    ]
+        of_each(report, quantity, 10)[7:9] for quantity in ("set_time", "correct")
+    )  # the last export, torch's own
+    return report, [faster(*times, "torch's opset-18 export"), accuracies(*right)]
 
 
 def decoder(say: Any) -> tuple[Report, list[str]]:
@@ -88,12 +81,8 @@ def decoder(say: Any) -> tuple[Report, list[str]]:
         seconds_per_cell=0.5,
         profile=True,
     )
-    rates = [
-        next(m for m in report.measurements if m.artifact == name and m.quantity == "decode_rate" and m.values)
-        for name in ("export-0-source", "export-3-quantize")
-    ]
-    scored = of_each(report, "negative_log_likelihood", 6)
-    gain = stats.ratio(rates[1], rates[0])
+    rates, scored = (of_each(report, quantity, 6) for quantity in ("decode_rate", "negative_log_likelihood"))
+    gain = stats.ratio(rates[-1], rates[3])
     return report, [
         f"tokens/s: {gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] of the source's export in onnxruntime-genai",
         f"held-out perplexity {stats.perplexity(scored[0]):.2f} before, {stats.perplexity(scored[-1]):.2f} after",

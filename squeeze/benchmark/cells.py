@@ -22,6 +22,7 @@ from squeeze.benchmark.workload import (
 )
 from squeeze.data import batches
 from squeeze.errors import BenchError, SqueezeError, nearest
+from squeeze.report.partners import SCORED_IN
 from squeeze.report.schema import Workload
 from squeeze.runtimes import (
     RUNTIMES,
@@ -36,7 +37,6 @@ from squeeze.tasks import positions
 if TYPE_CHECKING:
     from squeeze.data import Data
 
-GENAI = "onnxruntime-genai"
 SCORE_BATCH = {"causal-lm": 1}
 SCORE_BATCH_OTHER = 50
 
@@ -161,10 +161,9 @@ def _runtimes(artifact: Artifact, settings: BenchSettings, generates: bool) -> l
         chosen = [r for r in settings.runtimes if r in possible_runtimes(artifact.folder)]
     else:
         chosen = list(default_runtimes(artifact.folder))[:1] if generates else [default_runtimes(artifact.folder)[-1]]
-    rows = [(runtime, runtime != GENAI, True) for runtime in chosen]
-    if GENAI in chosen and "onnxruntime" not in chosen and settings.reads_logits:
-        rows.append(("onnxruntime", True, False))
-    return rows
+    rows = [(runtime, runtime not in SCORED_IN, True) for runtime in chosen]
+    scorers = [SCORED_IN[runtime] for runtime in chosen if runtime in SCORED_IN and settings.reads_logits]
+    return rows + [(scorer, True, False) for scorer in scorers if scorer not in chosen]
 
 
 def _dtypes(settings: BenchSettings) -> tuple[str | None, ...]:

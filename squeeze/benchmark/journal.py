@@ -12,12 +12,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from squeeze.benchmark.child import Outcome
 from squeeze.provenance import Digest, digest_json
+from squeeze.report.files import leave
 from squeeze.report.schema import ChildRun, Measurement, write_atomically
 from squeeze.report.status import JOURNALS, SHOWN
 
@@ -54,13 +55,8 @@ class Journal:
 
     def show(self, key: dict[str, Any], rows: Sequence[Measurement]) -> None:
         """Leave the measurements that one child adds for whoever watches the bench; nothing here reads them, and none need be kept."""
-        path = self._path(key).with_suffix(SHOWN)
-        if not rows or not self.is_watched:
-            return
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        with suppress(OSError):
-            temporary.write_text(f"[{','.join(row.model_dump_json() for row in rows)}]", "utf-8")
-            temporary.replace(path)
+        if rows and self.is_watched:
+            leave(self._path(key).with_suffix(SHOWN), f"[{','.join(row.model_dump_json() for row in rows)}]")
 
     def _path(self, key: dict[str, Any]) -> Path:
         return self.folder / f"{digest_json(key)[7:27]}.json"

@@ -20,6 +20,7 @@ from squeeze.dashboard.labels import Spot, placed
 from squeeze.dashboard.readings import Reading, Readings, Row, cell, finite
 from squeeze.dashboard.rows import Axis, Better, Variant, Variants
 from squeeze.provenance import Digest
+from squeeze.report.partners import SCORED_IN
 from squeeze.report.schema import Manifest, Measurement
 from squeeze.report.summary import QUANTITIES, label
 from squeeze.report.text import amount
@@ -30,8 +31,6 @@ COSTS = (
     "peak_memory", "throughput", "highest_rate", "energy",
 )  # fmt: skip
 """In the order of the switch: whole sets first, because they hold the lengths that texts really have."""
-SCORED_IN = {"onnxruntime-genai": "onnxruntime"}
-"""Runtimes that generate and score nothing, and where the bench scores the same graph."""
 Place = tuple[str, str, int | None, str | None]
 """runtime, device, threads, type"""
 

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all, and are on the disk before anyone is told of them."""
+"""Files that appear whole or not at all, and are on the disk before anyone is told of them; those for onlookers appear whole."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,3 +29,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def leave(path: Path, text: str) -> None:
+    """Replace a file that is there for onlookers alone: whole, but not synced, and a file that cannot be written is none."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with suppress(OSError):
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)

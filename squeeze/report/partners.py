@@ -6,6 +6,8 @@ from squeeze.provenance import Digest
 from squeeze.report.schema import Measurement
 
 Groups = dict[tuple[object, ...], list[Measurement]]
+SCORED_IN = {"onnxruntime-genai": "onnxruntime"}
+"""Runtimes that generate and score nothing, and where the bench scores the same graph."""
 FAILED_QUALITY = "quality"
 """The quantity of a quality pass that gave nothing: it stands for every quantity that would have come of it."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import Field, JsonValue, ValidationError
 
 from squeeze.provenance import Environment
+from squeeze.report.files import leave
 from squeeze.report.schema import SCHEMA_VERSION, ArtifactChecks, Record, Sha256
 from squeeze.report.text import wording
 
@@ -87,10 +88,7 @@ class StatusFile:
             self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        temporary = self.path.with_name(f"{STATUS}.tmp-{os.getpid()}")
-        with contextlib.suppress(OSError):
-            temporary.write_text(self.status.model_dump_json(), "utf-8")
-            temporary.replace(self.path)
+        leave(self.path, self.status.model_dump_json())
         self._written = time.monotonic()
 
 

@@ -262,6 +262,14 @@ class Opened:
         return found
 
 
+def listen(found: Opened, is_ours: Callable[[str], bool]) -> None:
+    """Errors, whatever is said on the console, and requests for an address that is not ours become faults."""
+    told = found.faults.append
+    found.page.on("console", lambda message: told(f"console {message.type}: {message.text}"))
+    found.page.on("pageerror", lambda error: told(f"error: {error}"))
+    found.page.on("request", lambda request: is_ours(request.url) or told(f"request: {request.url}"))
+
+
 @contextmanager
 def opening(browser: Any) -> Iterator[Callable[..., Opened]]:
     """Opens files as a reader does. Errors, warnings, dialogs and requests are faults, and nobody may leave any."""
@@ -274,12 +282,9 @@ def opening(browser: Any) -> Iterator[Callable[..., Opened]]:
         context.add_init_script(script)
         found = Opened(context.new_page())
         every.append(found)
-        told = found.faults.append
-        found.page.on("console", lambda message: told(f"console {message.type}: {message.text}"))
-        found.page.on("pageerror", lambda error: told(f"error: {error}"))
-        found.page.on("dialog", lambda dialog: (told(f"dialog: {dialog.message}"), dialog.dismiss()))
         url = path.as_uri()
-        found.page.on("request", lambda request: request.url.split("#")[0] == url or told(f"request: {request.url}"))
+        listen(found, lambda asked: asked.split("#")[0] == url)
+        found.page.on("dialog", lambda dialog: (found.faults.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         found.page.goto(url + fragment)
         found.until("() => window.squeezeReady")
         return found

@@ -9,7 +9,7 @@ import pytest
 
 from squeeze.report.schema import write_report
 
-from .conftest import Make, Opened, table
+from .conftest import Make, Opened, listen, table
 from .test_running import Run
 from .test_serve import SOON, Served, serving
 
@@ -27,15 +27,10 @@ def visit(browser: Any) -> Iterator[Visit]:
         contexts.append(context)
         found = Opened(context.new_page())
         every.append(found)
-        told = found.faults.append
-        found.page.on("console", lambda message: told(f"console {message.type}: {message.text}"))
-        found.page.on("pageerror", lambda error: told(f"error: {error}"))
-        found.page.on(
-            "request", lambda request: request.url.startswith(served.address) or told(f"request: {request.url}")
-        )
+        listen(found, lambda asked: asked.startswith(served.address))
         found.page.goto(served.address)
         found.until("() => window.squeezeReady")
-        found.page.on("load", lambda: told("loaded again"))
+        found.page.on("load", lambda: found.faults.append("loaded again"))
         return found
 
     yield open_page
