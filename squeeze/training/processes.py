@@ -8,9 +8,11 @@ collective the other side is in, so that an error on one side hangs or garbles t
 
 How an error ends all. On the main process: the job is marked as failed, followers that are still in it go once the end is announced. On a
 follower: it leaves its reason in the store; the main process, which may be stuck in a collective, sees that within a second, prints the
-reason and exits with code 2. A process that is killed closes its connections, and the launcher ends the rest.
+reason and exits with code 2. A process that is killed closes its connections, and the launcher ends the rest. After an error no process
+takes its interpreter down with the group open: gloo's threads may hold tensors still, which ends in SIGABRT (pytorch pull request 179291).
 """
 
+import atexit
 import json
 import os
 import sys
@@ -18,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -55,6 +57,8 @@ class _World:
     """Messages of the main process so far."""
     turns: int = 0
     training: bool = False
+    code: int = 1
+    """What this process exits with, where the group is still open at its end."""
     stderr: Any = field(default_factory=lambda: sys.stderr)
 
 
@@ -93,6 +97,7 @@ def join() -> bool:
     for name in held:
         del os.environ[name]
     _world = _World(rank, size, store, held)
+    atexit.register(_end, _world)
     return _world.rank == 0
 
 
@@ -156,6 +161,7 @@ def dismiss(code: int) -> None:
     world = _world
     if world is None:
         return
+    world.code = code
     _post({"end": code})
     until = time.monotonic() + 3 * GRACE
     while world.store.add("gone", 0) < world.size - 1 and time.monotonic() < until:
@@ -184,6 +190,7 @@ def follow(work: Callable[[Mapping[str, Any]], None]) -> int:
             if code == 0:
                 _leave()
             world.store.add("gone", 1)
+            world.code = code
             return code
 
 
@@ -325,3 +332,14 @@ def _leave() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _end(world: _World) -> None:
+    """At exit, before the interpreter goes down. After an error the group is open, and closing it might wait for ever: end at once."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        with suppress(OSError, ValueError):  # nobody reads any more, or a stream is closed
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(world.code)

@@ -5,6 +5,7 @@
 The main process writes FOLDER/NAME.json (curve, notes) and FOLDER/NAME.safetensors (the weights that came out).
 """
 
+import atexit
 import json
 import os
 import signal
@@ -138,6 +139,10 @@ def main() -> int:
     """As `squeeze` itself does it."""
     folder, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
+    if any("fail" in words for job in jobs for words in job):
+        atexit.register(
+            os.abort
+        )  # as gloo's threads may do once the interpreter goes down: after an error it must not come to that
     if not processes.join():
         return processes.follow(lambda job: train(job, folder))
     code = 1
