@@ -140,9 +140,8 @@ def main() -> int:
     folder, jobs = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     if any("fail" in words for job in jobs for words in job):
-        atexit.register(
-            os.abort
-        )  # as gloo's threads may do once the interpreter goes down: after an error it must not come to that
+        # As gloo's threads may do once the interpreter goes down: after an error it must not come to that.
+        atexit.register(os.abort)
     if not processes.join():
         return processes.follow(lambda job: train(job, folder))
     code = 1
