@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `benchmarks`
 
 from benchmarks import peers
 from benchmarks.runs import (
-    RUNS,
     accuracies,
     bench,
     do_parts,
@@ -28,9 +27,7 @@ from benchmarks.runs import (
     run_into,
     tuned,
 )
-from squeeze.artifact import read_artifact
-from squeeze.exporter import ExportSettings
-from squeeze.pipeline import export_artifact
+from squeeze.api import export
 from squeeze.report import stats
 from squeeze.report.schema import Report
 
@@ -42,7 +39,7 @@ def classifier(say: Any) -> tuple[Report, list[str]]:
     finetuned()
     whole = recipe("sentiment-pruned-int8")
     run = run_into("sentiment-pruned-int8", whole.model_copy(update={"bench": None}), say)
-    exports = [exported(run, name) for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
+    exports = [export(run / name, source=False).folder for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
     others = [peers.plain_opset18(run / "0-source"), peers.quantize_dynamic(exports[0], per_channel=False)]
     stages = [run / name for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
     report = bench(
@@ -71,7 +68,7 @@ def decoder(say: Any) -> tuple[Report, list[str]]:
     whole = recipe("smollm2-pruned-int8")
     run = run_into("smollm2-pruned-int8", whole.model_copy(update={"bench": None}), say)
     stages = [run / name for name in ("0-source", "1-prune", "2-distill")]
-    exports = [exported(run, name) for name in ("0-source", "2-distill", "3-quantize")]
+    exports = [export(run / name, source=False).folder for name in ("0-source", "2-distill", "3-quantize")]
     report = bench(
         [*stages, *exports],
         whole,
@@ -87,18 +84,6 @@ def decoder(say: Any) -> tuple[Report, list[str]]:
         f"tokens/s: {gain.value:.2f}x [{gain.low:.2f}, {gain.high:.2f}] of the source's export in onnxruntime-genai",
         f"held-out perplexity {stats.perplexity(scored[0]):.2f} before, {stats.perplexity(scored[-1]):.2f} after",
     ]
-
-
-def exported(run: Path, stage: str) -> Path:
-    """The export of a stage's artifact; where the recipe made none, made outside the run's folder, which is the recipe's alone."""
-    name = f"export-{stage}"
-    if (run / name).is_dir():
-        return run / name
-    made = RUNS / f"{run.name}-exports" / name
-    if not made.is_dir():
-        made.parent.mkdir(exist_ok=True)
-        export_artifact(read_artifact(run / stage), made, ExportSettings())
-    return made
 
 
 PARTS = {"classifier": classifier, "decoder": decoder}

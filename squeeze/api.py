@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from squeeze.artifact import Artifact, claim, is_artifact, read_artifact, reusable, siblings
+from squeeze.artifact import Artifact, claim, is_artifact, read_artifact, reusable, run_of, siblings
 from squeeze.errors import ArtifactError, ExportError, PruneError, QuantizeError, RecipeError, TrainError
 from squeeze.measuring import bench, exports, self_check, torch_artifacts
 from squeeze.pipeline import (
@@ -193,6 +193,7 @@ def export(
 ) -> Artifact:  # fmt: skip
     """Export a model, an artifact, or the last artifact of a run folder to ONNX; with `source` the first one as well.
 
+    Exports of a recipe's stages go beside them too, but never in place of those that the recipe made.
     `data` is as in a recipe; its calibration split gives an int8 cache its scales. Raises ExportError for data that nothing reads.
     """
     from squeeze.data import DataSettings, load_data
@@ -209,14 +210,17 @@ def export(
         raise ExportError(
             "an int8 cache takes its scales from calibration texts, and there are none. Name some with --data."
         )
-    with _parent(model, out, task, weights, revision) as parent:
+    with _parent(model, out, task, weights, revision, exports=True) as parent:
         folder = parent.folder.parent
         place = folder / "0-source"
         source_artifact = parent if parent.name == "0-source" or not is_artifact(place) else read_artifact(place)
         loaded = None if texts is None else load_data(texts, parent.manifest.task, load_tokenizer(parent.folder), seed)
+        ours = run_of(folder) == STEPS
+        places = [(a, folder / export_name(a, how), how) for a, how in to_export(source_artifact, parent, settings)]
         return [
-            export_artifact(artifact, folder / export_name(artifact, chosen), chosen, loaded)
-            for artifact, chosen in to_export(source_artifact, parent, settings)
+            export_artifact(artifact, place, how, loaded, replace=ours)
+            for artifact, place, how in places
+            if ours or artifact is parent or not is_artifact(place)
         ][-1]
 
 
@@ -252,34 +256,35 @@ def run(
 
 
 def run_folder(model: str | Path, out: str | Path | None = None) -> Path:
-    """Where a step made of `model` lies: beside the artifact that it names, else in `out` or a folder named after the model."""
+    """Where a step made of `model` lies: in `out`, else beside the artifact that it names, else in a folder named after the model."""
     path = Path(model)
+    if out is not None:
+        return Path(out)
     if is_artifact(path):
         return path.resolve().parent
-    if torch_artifacts(path):
-        return path
-    return Path(out) if out is not None else Path(f"{path.name.replace(':', '-').removesuffix('.gguf')}-squeezed")
+    return path if torch_artifacts(path) else Path(f"{path.name.replace(':', '-').removesuffix('.gguf')}-squeezed")
 
 
 @contextmanager
 def _parent(
-    model: str | Path, out: str | Path | None, task: str | None, weights: str | None, revision: str | None
-) -> Iterator[Artifact]:
-    """The torch artifact to work on, its run folder held against other processes."""
-    from squeeze.model import ModelSettings
+    model: str | Path, out: str | Path | None, task: str | None, weights: str | None, revision: str | None, *, exports: bool = False
+) -> Iterator[Artifact]:  # fmt: skip
+    """The torch artifact to work on, its run folder held against other processes. With `out`, a model and an artifact alike begin a run
+    of their own there; `exports`: what is made is no stage, and may lie in a recipe's run."""
+    from squeeze.model import ModelSettings, task_of
 
-    path = Path(model)
-    if is_artifact(path) or torch_artifacts(path):
-        if out is not None:
-            raise ArtifactError(f"{path} already lies in a run folder; the next step goes beside it. Drop --out.")
-        last = path if is_artifact(path) else torch_artifacts(path)[-1]
-        with claim(last.resolve().parent, "resume", STEPS):
+    path, folder = Path(model), run_folder(model, out)
+    last = path if is_artifact(path) else next(reversed(torch_artifacts(path)), None)
+    if last is not None and folder.resolve() == last.resolve().parent:
+        if not exports and run_of(folder) not in (None, STEPS):
+            raise ArtifactError(
+                f"{folder} holds a recipe's run, to which only the recipe adds stages. Give --out NEW: a run of its own, beginning with "
+                f"{last.name}."
+            )
+        with claim(folder, "resume", None if exports else STEPS):
             yield read_artifact(last)
         return
-    folder = run_folder(model, out)
-    settings = ModelSettings(path=str(model), weights=weights, revision=revision)
-    from squeeze.model import task_of
-
+    settings = ModelSettings(path=str(model if last is None else last), weights=weights, revision=revision)
     task = task or task_of(settings)
     with claim(folder, "resume", STEPS):
         yield keep_source(settings, task, folder / "0-source")

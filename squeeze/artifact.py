@@ -29,6 +29,7 @@ from squeeze.errors import ArtifactError, nearest
 from squeeze.provenance import Digest, digest_file
 from squeeze.report.schema import SCHEMA_VERSION, FileEntry, Manifest, first_fault, sync, write_atomically
 from squeeze.report.status import STATUS
+from squeeze.report.text import amount
 
 MANIFEST = "squeeze.json"
 LOCK = ".lock"
@@ -269,20 +270,21 @@ class Claim:
     """An output folder that this process alone writes to, while the `with` block lasts."""
 
     folder: Path
-    recipe: Digest
+    recipe: Digest | None
 
     def finish(self) -> None:
         """Say that the run is complete: the same command is then refused instead of continued."""
-        _write_run(self.folder, self.recipe, finished=True)
+        if self.recipe is not None:
+            _write_run(self.folder, self.recipe, finished=True)
 
 
 @contextmanager
-def claim(folder: Path, mode: Literal["new", "resume", "fresh"], recipe: Digest) -> Iterator[Claim]:
+def claim(folder: Path, mode: Literal["new", "resume", "fresh"], recipe: Digest | None) -> Iterator[Claim]:
     """Create an output folder, or enter that of an earlier run, and hold it against every other process.
 
     "new" continues a run of the same recipe that was cut off, and refuses one that is complete; "resume" enters that
-    too; "fresh" first removes what squeeze wrote. None of them touches a folder that holds anything else, or another
-    recipe's run (except "fresh"). Raises ArtifactError, before any work, also where the folder cannot be written.
+    too; "fresh" first removes what squeeze wrote. None of them touches a folder that holds anything else, or another recipe's run (except
+    "fresh"); without `recipe` it may be any, and stays it. Raises ArtifactError, before any work, also where it cannot be written.
     """
     with _explained(folder):
         _refuse_run(folder, mode, recipe)
@@ -295,7 +297,8 @@ def claim(folder: Path, mode: Literal["new", "resume", "fresh"], recipe: Digest)
             remove_stale(folder)
             if mode == "fresh":
                 _remove_run(folder)
-            _write_run(folder, recipe, finished=False)
+            if recipe is not None:
+                _write_run(folder, recipe, finished=False)
         yield Claim(folder, recipe)
     finally:
         os.close(lock)
@@ -309,7 +312,21 @@ def _explained(folder: Path) -> Iterator[None]:
         raise _cannot_write(folder, error) from error
 
 
-def _refuse_run(folder: Path, mode: str, recipe: Digest) -> None:
+def run_of(folder: Path) -> Digest | None:
+    """The recipe whose run a folder holds; None where it holds none."""
+    return _read_run(folder / RUN)[0] if (folder / RUN).is_file() else None
+
+
+def _read_run(path: Path) -> tuple[Digest, bool]:
+    """The recipe, and whether it was finished."""
+    try:
+        run = json.loads(path.read_bytes())
+        return run["recipe"], run["finished"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error!r}. Start over with --fresh.") from error
+
+
+def _refuse_run(folder: Path, mode: str, recipe: Digest | None) -> None:
     """Raise ArtifactError where the folder is not one that a run of this recipe may enter."""
     if not folder.exists():
         if not folder.parent.is_dir():
@@ -317,8 +334,7 @@ def _refuse_run(folder: Path, mode: str, recipe: Digest) -> None:
         return
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is a file. Name a folder for the output.")
-    path = folder / RUN
-    if not path.is_file():
+    if not (folder / RUN).is_file():
         foreign = [p.name for p in sorted(folder.iterdir()) if p.name != LOCK and not p.name.startswith(f"{RUN}.tmp-")]
         if foreign:
             raise ArtifactError(
@@ -327,12 +343,8 @@ def _refuse_run(folder: Path, mode: str, recipe: Digest) -> None:
         return
     if mode == "fresh":
         return
-    try:
-        run = json.loads(path.read_bytes())
-        earlier, finished = run["recipe"], run["finished"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} cannot be read: {error!r}. Start over with --fresh.") from error
-    if earlier != recipe:
+    earlier, finished = _read_run(folder / RUN)
+    if recipe not in (None, earlier):
         raise ArtifactError(f"{folder} holds a run of another recipe. Name another folder, or start over with --fresh.")
     if finished and mode == "new":
         raise ArtifactError(f"{folder} holds the finished run of this recipe. --resume reuses it, --fresh starts over.")
@@ -414,7 +426,7 @@ def _cannot_write(folder: Path, error: BaseException, needed: int = 0) -> Artifa
     """The error for a write that failed: what the disk lacks or forbids, and what to do."""
     if _is_disk_full(error):
         return ArtifactError(
-            f"{folder} cannot be written: the disk is full. It needs more than {_size(needed)}, {_size(_free(folder))} "
+            f"{folder} cannot be written: the disk is full. It needs more than {amount(needed, 'bytes')}, {amount(_free(folder), 'bytes')} "
             "are free. Make room, or name a folder on another disk. What stood there before is whole."
         )
     code = error.errno if isinstance(error, OSError) else None
@@ -434,13 +446,3 @@ def _free(folder: Path) -> int:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _size(count: int) -> str:
-    """Bytes in SI units, as disks are sold: 538.1 MB."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

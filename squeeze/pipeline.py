@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from squeeze import __version__
-from squeeze.artifact import Artifact, claim, read_artifact, reusable, siblings
+from squeeze.artifact import Artifact, claim, is_artifact, read_artifact, reusable, siblings
 from squeeze.distillation.settings import CACHE
 from squeeze.errors import ArtifactError, SqueezeError, VerifyError
 from squeeze.provenance import Digest, digest_json, environment
@@ -225,8 +225,13 @@ def export_name(artifact: Artifact, settings: "ExportSettings") -> str:
     return f"export-{artifact.name}" + (INT8_CACHE if settings.kv_cache == "int8" else "")
 
 
-def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", data: "Data | None" = None) -> Artifact:
-    """A torch artifact as an ONNX artifact; reused where parent, settings and the texts they read are the same."""
+def export_artifact(
+    parent: Artifact, folder: Path, settings: "ExportSettings", data: "Data | None" = None, *, replace: bool = True
+) -> Artifact:
+    """A torch artifact as an ONNX artifact; reused where parent, settings and the texts they read are the same.
+
+    Without `replace`, raises ArtifactError where another export of it lies there.
+    """
     from squeeze.compress.sizes import export_bytes
     from squeeze.exporter import export_onnx, is_by_builder
     from squeeze.model import load_model
@@ -245,6 +250,11 @@ def export_artifact(parent: Artifact, folder: Path, settings: "ExportSettings", 
     found = reusable(folder, inputs)
     if found is not None:
         return found
+    if not replace and is_artifact(folder):
+        raise ArtifactError(
+            f"{folder} is an export that the recipe of its run made otherwise. Give --out NEW: a run of its own, beginning with "
+            f"{parent.name}."
+        )
     model = load_model(parent.folder)
     clock = time.monotonic()
     there = without_silent(model)[0]

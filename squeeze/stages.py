@@ -44,7 +44,6 @@ WEIGHT_FILES = (".safetensors", ".onnx", ".data")
 
 def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
     """The trained model as the first artifact of a chain; reused where its files have not changed."""
-    from squeeze.masks import to_rows
     from squeeze.model import load_model, save_model
 
     inputs = digest_json(
@@ -59,8 +58,9 @@ def keep_source(settings: "ModelSettings", task: str, folder: Path) -> Artifact:
     if found is not None:
         return found
     model = load_model(settings, task)
-    extra: dict[str, Any] = {"notes": list(model.notes), **_module(model)}
-    extra |= {"pruned": to_rows(model.pruned)} if model.pruned else {}
+    extra: dict[str, Any] = {"notes": list(model.notes), **_beyond_weights(model)}
+    if model.integers:
+        extra |= _integers(model)
     return write(folder, lambda place: save_model(model, place), model, inputs=inputs, parent=None, extra=extra)
 
 
@@ -78,8 +78,6 @@ def apply_stage(
     `source` for its teacher.
     """
     from squeeze.compress.sizes import artifact_bytes
-    from squeeze.integers import layout_of
-    from squeeze.masks import to_rows
     from squeeze.model import load_model, save_model
     from squeeze.training import processes
 
@@ -111,11 +109,7 @@ def apply_stage(
             model, () if split is None or data is None else _training(data, split, model, stage), done, teacher
         )
     record = record.model_copy(update={"predicted_bytes": artifact_bytes(model)})
-    extra: dict[str, Any] = {"integers": layout_of(model.integers), "activations": model.activations, **_module(model)}
-    if model.half is not None:
-        extra["half"] = model.half.as_row()
-    if model.pruned:
-        extra["pruned"] = to_rows(model.pruned)
+    extra = _integers(model) | _beyond_weights(model)
 
     def fill(place: Path) -> StageRecord:
         save_model(model, place)
@@ -261,8 +255,22 @@ def _source_files(settings: "ModelSettings") -> dict[str, Digest]:
     return files
 
 
-def _module(model: "Model") -> dict[str, Any]:
-    return {} if model.factory is None else {"factory": model.factory}
+def _integers(model: "Model") -> dict[str, Any]:
+    from squeeze.integers import layout_of
+
+    return {"integers": layout_of(model.integers), "activations": model.activations}
+
+
+def _beyond_weights(model: "Model") -> dict[str, Any]:
+    """What a manifest must say besides so that `load_model` finds the same model again."""
+    from squeeze.masks import to_rows
+
+    extra: dict[str, Any] = {} if model.factory is None else {"factory": model.factory}
+    if model.half is not None:
+        extra["half"] = model.half.as_row()
+    if model.pruned:
+        extra["pruned"] = to_rows(model.pruned)
+    return extra
 
 
 def write(

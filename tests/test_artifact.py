@@ -26,6 +26,7 @@ from squeeze.artifact import (
     read_artifact,
     remove_stale,
     reusable,
+    run_of,
     write_artifact,
 )
 from squeeze.errors import ArtifactError
@@ -136,8 +137,11 @@ def fault_read_only(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
-        (fault_full, r"a cannot be written: the disk is full\. It needs more than 4 B, [\d.]+ [kMGT]?B are free\."),
-        (fault_full_in_rust, r"a cannot be written: the disk is full\. It needs more than 4 B,"),
+        (
+            fault_full,
+            r"a cannot be written: the disk is full\. It needs more than 4\.00\sbytes, [\d.]+\s[kMGT]?B are free\.",
+        ),
+        (fault_full_in_rust, r"a cannot be written: the disk is full\. It needs more than 4\.00\sbytes,"),
         (fault_read_only, r"a cannot be written: it is read-only for this user\. Name another folder\."),
     ],
 )
@@ -596,3 +600,23 @@ def test_a_run_can_be_claimed_a_hundred_times_without_leaking_files(tmp_path: Pa
     after = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     assert after == before
     shutil.rmtree(tmp_path / "run")
+
+
+def test_a_claim_without_a_recipe_enters_any_run_and_leaves_it_that(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert run_of(run) is None
+    with claim(run, "new", RECIPE) as held:
+        write(run / "0-source")
+        held.finish()
+    with claim(run, "resume", None) as held:
+        write(held.folder / "export-0-source")
+        held.finish()
+        with pytest.raises(ArtifactError, match="is in use by process"):
+            claim(run, "resume", None).__enter__()
+    assert run_of(run) == RECIPE
+    with pytest.raises(ArtifactError, match="finished run of this recipe"):
+        claim(run, "new", RECIPE).__enter__()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(ArtifactError, match="holds no squeeze run"):
+        claim(tmp_path / "other", "resume", None).__enter__()

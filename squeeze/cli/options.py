@@ -17,7 +17,10 @@ Task = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="safetensors file or folder, for package.module:factory.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision: branch, tag or commit.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder to make; none: named after the model.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Run folder to begin; none: that of an artifact, else named after the model."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of splits, inputs and order.")]
 
 
