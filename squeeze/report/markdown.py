@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from squeeze.report.explained import stage_label
-from squeeze.report.headline import PARTS, headline
+from squeeze.report.headline import headline
 from squeeze.report.noise import warnings
 from squeeze.report.schema import Manifest, Report
+from squeeze.report.sentence import verdict_of
 from squeeze.report.summary import cells, ends, label, names, pivot, shared_where, summarize
 from squeeze.report.text import amount, count, json_text, percent, visible
 from squeeze.report.training import training_table, training_words
@@ -85,7 +86,7 @@ def artifact_table(report: Report) -> list[str]:
         group = checked.get(manifest.name)
         passed = "" if group is None else f"{sum(c.passed for c in group.checks)} of {len(group.checks)} passed"
         rows.append(
-            (called[manifest.digest], made_by(manifest), *_sizes(manifest), passed, verdict_of(report, manifest))
+            (called[manifest.digest], made_by(manifest), *_sizes(manifest), passed, verdict_of(report, manifest)[0])
         )
     columns = ("artifact", "made by", "parameters", "zeros", "weights", "checks", "against the source")
     return table(columns, rows) if rows else []
@@ -94,19 +95,6 @@ def artifact_table(report: Report) -> list[str]:
 def made_by(manifest: Manifest) -> str:
     """The stage, or the model that was found."""
     return f"source: {manifest.source}" if manifest.record is None else stage_label(manifest.record)
-
-
-def verdict_of(report: Report, manifest: Manifest) -> str:
-    """What one artifact lost and gained, as `headline` says it of the result."""
-    if not any(m.artifact_digest == manifest.digest for m in report.measurements):
-        return "not measured"
-    if len(set(ends(report, manifest))) == 1:
-        return "is the source"
-    rows = summarize(report, manifest)
-    said = [sentence for part in PARTS if (sentence := part(rows))]
-    failed = sum(row.sense == "failed" for row in rows)
-    said += [f"{count(failed, 'quantity', 'quantities')} could not be measured"] if failed else []
-    return "; ".join(said) or "nothing compares with the source"
 
 
 def failures(report: Report) -> list[str]:

@@ -144,7 +144,7 @@ def test_the_verdict_table_has_the_words_and_bounds_of_the_summary(make: Any) ->
         "onnxruntime, 3 repeats ±0.0 % → ±0.0 %",
     ]
     row = cells[cells.index("export-1-quantize") :][:7]
-    assert row[-1].startswith("answers 2.00× faster [2.00, 2.00]")
+    assert row[-1].startswith("2.00× faster [2.00, 2.00] (latency, 1×128).")
 
 
 def test_what_failed_is_named_with_its_reason_and_an_artifact_that_was_not_measured_is_said_to_be_so(make: Any) -> None:
@@ -155,7 +155,7 @@ def test_what_failed_is_named_with_its_reason_and_an_artifact_that_was_not_measu
         seen.text
     )
     alone = rendered(to_markdown(make.report(make.measured(make.result, "latency", [1.0]))))
-    assert "not measured" in map(shown, alone.cells)
+    assert "Not measured." in map(shown, alone.cells)
     broken = rendered(to_markdown(make.report(status="failed", error="export-1 failed 1 of 4 checks")))
     assert "the run: export-1 failed 1 of 4 checks" in shown(broken.text)
 
