@@ -104,6 +104,32 @@ class TestLinks:
         assert found.texts("h1") == ["run-c"]
         assert found.fragment() == {"report": "000000000003"}
 
+    def test_earlier_runs_of_the_same_name_are_folded_and_found_when_searched_or_shown(
+        self, make: Make, write: Write, opened: Open
+    ) -> None:
+        source = make.manifest("0-source")
+        cell = make.measured(source, "latency", (0.1, 0.1, 0.1))
+        titles = ("nightly", "nightly", "other", "nightly", "pair", "pair", "nightly")
+        reports = [
+            make.report((source,), (cell,), title=title, started=f"2026-11-{10 + n}T00:00:00+00:00")
+            for n, title in enumerate(titles)
+        ]
+        found = opened(write(*reports))
+        pick = found.page.locator("#pick")
+        pick.click()
+        assert found.texts(".reports button b") == ["nightly", "pair", "pair", "other"]
+        assert found.texts(".reports summary") == ["Earlier ones of nightly (3)"]
+        found.page.get_by_label("Filter the reports").fill("nightly")
+        assert found.texts(".reports button b") == ["nightly"] * 4
+        assert found.texts(".reports summary") == []
+        found.page.get_by_label("Filter the reports").fill("")
+        found.page.locator(".reports summary").click()
+        found.page.locator(".reports button").filter(has_text="2026-11-11").click()
+        assert found.fragment() == {"report": "000000000002"}
+        pick.click()
+        assert found.page.locator(".reports details[open] [aria-current]").count() == 1
+        assert found.texts(".reports button b") == ["nightly"] * 4 + ["pair", "pair", "other"]
+
 
 class TestRawValues:
     COUNTED = COPIED = """window.unpacked = 0; const Whole = DecompressionStream;
