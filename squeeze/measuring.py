@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from squeeze.artifact import Artifact, chain, is_artifact, read_artifact, siblings
 from squeeze.errors import ArtifactError, SqueezeError
 from squeeze.pipeline import INT8_CACHE, Progress, Step, keep_report, make_report
+from squeeze.provenance import Digest
 from squeeze.report.schema import Cost, Report
 from squeeze.report.store import add
 from squeeze.tasks import positions
@@ -52,7 +53,7 @@ def bench(
         from squeeze.benchmark.cost import cost
 
         announce([cost(artifact) for artifact in chosen])
-    return _report("bench", chosen, given, data, seed, task, results, progress)
+    return _report("bench", chosen, given, data, seed, task, results, progress, origins=_origins(chosen))
 
 
 def self_check(
@@ -84,7 +85,7 @@ def self_check(
 
 def _report(
     title: str, chosen: Sequence[Artifact], settings: "BenchSettings", data: dict[str, Any] | None, seed: int, task: str,
-    results: str | Path | None, progress: Progress | None, planted: float = 0.0,
+    results: str | Path | None, progress: Progress | None, planted: float = 0.0, origins: Sequence[Artifact] = (),
 ) -> Report:  # fmt: skip
     from squeeze.benchmark import bench as measure
     from squeeze.benchmark.journal import discard
@@ -98,7 +99,8 @@ def _report(
     place = None if results is None else Path(results)
     measured = measure(chosen, settings, loaded, tokenizer, task, seed, progress, journal=place, planted=planted)
     notes = (*(loaded.notes if loaded else ()), *measured.notes)
-    step = Step(artifacts=tuple(chosen), measured=measured, notes=notes, data=loaded.digests if loaded else {})
+    told = (chosen[0], *origins, *chosen[1:])  # the first one is the source of comparisons
+    step = Step(artifacts=told, measured=measured, notes=notes, data=loaded.digests if loaded else {})
     recipe = {
         "data": None if data_settings is None else data_settings.model_dump(mode="json"),
         "bench": settings.model_dump(mode="json"), "task": task, "seed": seed, "planted": planted,
@@ -188,6 +190,17 @@ def told_apart(artifacts: Sequence[Artifact]) -> list[Artifact]:
         replace(a, label=f"{a.folder.resolve().parent.name}/{a.name}") if len(digests[a.name]) > 1 else a
         for a in artifacts
     ]
+
+
+def _origins(chosen: Sequence[Artifact]) -> list[Artifact]:
+    """What exports were made from, as far as it lies beside them and is not measured itself: a report tells the whole chain."""
+    known, found = {artifact.digest for artifact in chosen}, dict[Digest, Artifact]()
+    for artifact in chosen:
+        if artifact.manifest.format == "onnx" and is_artifact(artifact.folder):
+            lying = siblings(artifact.folder)
+            line = (manifest.digest for manifest in chain(artifact.folder)[:-1])
+            found |= {digest: lying[digest] for digest in line if digest not in known}
+    return list(found.values())
 
 
 def _tokenizer(chosen: Sequence[Artifact]) -> Any:
