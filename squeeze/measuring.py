@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from squeeze.artifact import Artifact, chain, is_artifact, read_artifact, siblings
 from squeeze.errors import ArtifactError, SqueezeError
 from squeeze.pipeline import INT8_CACHE, Progress, Step, keep_report, make_report
-from squeeze.provenance import Digest
 from squeeze.report.schema import Cost, Report
 from squeeze.report.store import add
 from squeeze.tasks import positions
@@ -53,7 +52,7 @@ def bench(
         from squeeze.benchmark.cost import cost
 
         announce([cost(artifact) for artifact in chosen])
-    return _report("bench", chosen, given, data, seed, task, results, progress, origins=_origins(chosen))
+    return _report("bench", chosen, given, data, seed, task, results, progress, told=_with_origins(chosen))
 
 
 def self_check(
@@ -85,7 +84,7 @@ def self_check(
 
 def _report(
     title: str, chosen: Sequence[Artifact], settings: "BenchSettings", data: dict[str, Any] | None, seed: int, task: str,
-    results: str | Path | None, progress: Progress | None, planted: float = 0.0, origins: Sequence[Artifact] = (),
+    results: str | Path | None, progress: Progress | None, planted: float = 0.0, told: Sequence[Artifact] | None = None,
 ) -> Report:  # fmt: skip
     from squeeze.benchmark import bench as measure
     from squeeze.benchmark.journal import discard
@@ -99,8 +98,7 @@ def _report(
     place = None if results is None else Path(results)
     measured = measure(chosen, settings, loaded, tokenizer, task, seed, progress, journal=place, planted=planted)
     notes = (*(loaded.notes if loaded else ()), *measured.notes)
-    told = (chosen[0], *origins, *chosen[1:])  # the first one is the source of comparisons
-    step = Step(artifacts=told, measured=measured, notes=notes, data=loaded.digests if loaded else {})
+    step = Step(artifacts=tuple(told or chosen), measured=measured, notes=notes, data=loaded.digests if loaded else {})
     recipe = {
         "data": None if data_settings is None else data_settings.model_dump(mode="json"),
         "bench": settings.model_dump(mode="json"), "task": task, "seed": seed, "planted": planted,
@@ -192,15 +190,18 @@ def told_apart(artifacts: Sequence[Artifact]) -> list[Artifact]:
     ]
 
 
-def _origins(chosen: Sequence[Artifact]) -> list[Artifact]:
-    """What exports were made from, as far as it lies beside them and is not measured itself: a report tells the whole chain."""
-    known, found = {artifact.digest for artifact in chosen}, dict[Digest, Artifact]()
+def _with_origins(chosen: Sequence[Artifact]) -> list[Artifact]:
+    """Those and what exports among them were made from, as far as it lies beside them: a report tells the whole chain. The first stays
+    first, since everything is compared with it."""
+    told = list(chosen)
     for artifact in chosen:
         if artifact.manifest.format == "onnx" and is_artifact(artifact.folder):
             lying = siblings(artifact.folder)
-            line = (manifest.digest for manifest in chain(artifact.folder)[:-1])
-            found |= {digest: lying[digest] for digest in line if digest not in known}
-    return list(found.values())
+            for manifest in chain(artifact.folder)[:-1]:
+                places = {known.digest: place for place, known in enumerate(told)}
+                if manifest.digest not in places:
+                    told.insert(places.get(manifest.parent or "", 0) + 1, lying[manifest.digest])
+    return told
 
 
 def _tokenizer(chosen: Sequence[Artifact]) -> Any:

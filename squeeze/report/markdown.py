@@ -7,7 +7,7 @@ around every name (no table and no heading is readable any more), and a Markdown
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from squeeze.report.explained import stage_label
 from squeeze.report.headline import headline
@@ -31,6 +31,8 @@ PLACE = "\0"
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", PLACE: "&#8203;"}
 MOST_FAILURES, MOST_WARNINGS = 12, 8
 """Shown before the rest is folded."""
+ASIDE = ("request_p50", "request_p90", "request_p95")
+"""Not in the table that everybody sees; the 99th percentile of each load is."""
 LONGEST = 64_000
 """GitHub refuses a comment of more than 65,536 characters."""
 TOLD = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "torch", "transformers")
@@ -42,7 +44,7 @@ def to_markdown(report: Report) -> str:
     parts = [
         [f"### {escaped(report.title)}"],
         [escaped(headline(report))],
-        verdict_table(report),
+        verdict_table(report, without=ASIDE),
         artifact_table(report),
         failures(report),
         warned(report),
@@ -65,9 +67,9 @@ def joined(parts: Iterable[Sequence[str]], folds: Iterable[tuple[str, list[str]]
     return text
 
 
-def verdict_table(report: Report) -> list[str]:
-    """Before and after, with intervals; no lines where nothing was measured."""
-    rows = summarize(report)
+def verdict_table(report: Report, without: Container[str] = ()) -> list[str]:
+    """Before and after, with intervals, `without` some quantities; no lines where nothing was measured."""
+    rows = [row for row in summarize(report) if row.quantity not in without]
     if not rows:
         return []
     before, after = ends(report)
@@ -133,7 +135,10 @@ def measured_on(report: Report) -> str:
 
 
 def folded(report: Report) -> Iterator[tuple[str, list[str]]]:
-    """(line to be clicked, what lies behind it) of the recipe, the environment, trainings and all cells."""
+    """(line to be clicked, what lies behind it) of what is left aside above, the recipe, the environment, trainings and all cells."""
+    whole = verdict_table(report)
+    if len(whole) > len(verdict_table(report, ASIDE)):
+        yield "Before and after, with all percentiles", whole
     yield "Recipe as run", code(json_text(report.recipe, indent=2))
     yield "Environment", code(json_text(report.environment.model_dump(mode="json"), indent=2))
     for manifest in report.manifests:

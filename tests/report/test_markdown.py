@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from squeeze.report.markdown import LONGEST, escaped, escaped_lines, table, to_markdown
-from squeeze.report.schema import ArtifactChecks, Check
+from squeeze.report.schema import ArtifactChecks, Check, Workload
 from squeeze.report.text import visible
 
 HOSTILE = (
@@ -145,6 +145,17 @@ def test_the_verdict_table_has_the_words_and_bounds_of_the_summary(make: Any) ->
     ]
     row = cells[cells.index("export-1-quantize") :][:7]
     assert row[-1].startswith("2.00× faster [2.00, 2.00] (latency, 1×128).")
+
+
+def test_of_a_loads_percentiles_the_last_is_shown_and_the_others_are_folded(make: Any) -> None:
+    load, repeat = Workload(kind="closed", batch=1, callers=2), (0, 0, 1, 1, 2, 2)
+    sides = ((make.source, 0.2), (make.result, 0.1))
+    rows = [make.measured(m, "request_latency", [t, 2 * t] * 3, workload=load, repeat=repeat) for m, t in sides]
+    text = to_markdown(make.report(*rows))
+    above, _, below = text.partition("<details><summary>Before and after, with all percentiles</summary>")
+    assert "request p99" in above
+    assert "request p50" not in above
+    assert all(f"| request p{n}" in below.partition("</details>")[0] for n in (50, 90, 95, 99))
 
 
 def test_what_failed_is_named_with_its_reason_and_an_artifact_that_was_not_measured_is_said_to_be_so(make: Any) -> None:
