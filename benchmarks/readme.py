@@ -54,7 +54,7 @@ def in_short() -> str:
         said = headline(report).partition(": ")[2]
         measured = f"[report]({_link(RESULTS / name, ROOT)}), {_where(report)}"
         lines.append(f"| [{recipe}](recipes/{recipe}.yaml) | {said} | {measured} |")
-    grids = [section(RESULTS / name, read_report(RESULTS / name), ROOT) for name in PEERS]
+    grids = [section(RESULTS / name, ROOT) for name in PEERS]
     return "\n" + "\n".join(lines) + "\n" + "".join(grids)
 
 
@@ -62,7 +62,7 @@ def in_full() -> str:
     """One table for each committed report, then what the self-checks found."""
     files = [file for file in sorted(RESULTS.rglob("*.json")) if not file.parent.name.endswith(HISTORY)]
     checks, pages = sorted(RESULTS.rglob("self-check.jsonl")), sorted(RESULTS.rglob("dashboard.jsonl"))
-    parts = [section(file, read_report(file), FIGURES.parent) for file in files]
+    parts = [section(file, FIGURES.parent) for file in files]
     return "".join([*parts, *map(_self_checks, checks), *map(_pages, pages)])
 
 
@@ -74,8 +74,9 @@ def _where(report: Report) -> str:
     return f"{report.environment.cpu}, {report.environment.cores} cores"
 
 
-def section(file: Path, report: Report, place: Path) -> str:
+def section(file: Path, place: Path) -> str:
     """Before and after, or for a grid of engines a line each; its link leads there from the folder `place`."""
+    report = read_report(file)
     text = _grid(file, report, place) if report.title in BASES else _section(file, report, place)
     found = [note.removeprefix(FOUND) for note in report.notes if note.startswith(FOUND)]
     return text + "".join(f"\n- {line}" for line in found) + ("\n" if found else "")

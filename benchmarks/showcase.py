@@ -39,9 +39,9 @@ def classifier(say: Any) -> tuple[Report, list[str]]:
     finetuned()
     whole = recipe("sentiment-pruned-int8")
     run = run_into("sentiment-pruned-int8", whole.model_copy(update={"bench": None}), say)
-    exports = [export(run / name, source=False).folder for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
-    others = [peers.plain_opset18(run / "0-source"), peers.quantize_dynamic(exports[0], per_channel=False)]
     stages = [run / name for name in ("0-source", "1-prune", "2-distill", "3-quantize")]
+    exports = [export(stage, source=False).folder for stage in stages]
+    others = [peers.plain_opset18(run / "0-source"), peers.quantize_dynamic(exports[0], per_channel=False)]
     report = bench(
         [*stages, *exports, *others],
         whole,

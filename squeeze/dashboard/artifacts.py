@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from squeeze.dashboard.readings import Readings, finite, unique
+from squeeze.report.artifact_verdict import verdict_of
 from squeeze.report.explained import stage_label, stage_warnings
 from squeeze.report.schema import Check, Manifest
-from squeeze.report.sentence import verdict_of
 
 
 def artifacts(readings: Readings) -> list[dict[str, Any]]:
@@ -16,9 +16,7 @@ def artifacts(readings: Readings) -> list[dict[str, Any]]:
     rows = []
     for digest, key in readings.keys.items():
         manifest = readings.manifests.get(digest)
-        verdict, sense = (
-            _WITHOUT_MANIFEST if manifest is None else verdict_of(report, manifest, readings.summary(manifest))
-        )
+        verdict, sense = _WITHOUT_MANIFEST if manifest is None else verdict_of(report, manifest, readings.summary)
         said = {
             "key": key,
             "stage": stage_of(manifest, readings),

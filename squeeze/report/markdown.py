@@ -9,11 +9,11 @@ around every name (no table and no heading is readable any more), and a Markdown
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 
+from squeeze.report.artifact_verdict import verdict_of
 from squeeze.report.explained import stage_label
 from squeeze.report.headline import headline
 from squeeze.report.noise import warnings
 from squeeze.report.schema import Manifest, Report
-from squeeze.report.sentence import verdict_of
 from squeeze.report.summary import cells, ends, label, names, pivot, shared_where, summarize
 from squeeze.report.text import amount, count, json_text, percent, visible
 from squeeze.report.training import training_table, training_words
@@ -136,9 +136,8 @@ def measured_on(report: Report) -> str:
 
 def folded(report: Report) -> Iterator[tuple[str, list[str]]]:
     """(line to be clicked, what lies behind it) of what is left aside above, the recipe, the environment, trainings and all cells."""
-    whole = verdict_table(report)
-    if len(whole) > len(verdict_table(report, ASIDE)):
-        yield "Before and after, with all percentiles", whole
+    if any(row.quantity in ASIDE for row in summarize(report)):
+        yield "Before and after, with all percentiles", verdict_table(report)
     yield "Recipe as run", code(json_text(report.recipe, indent=2))
     yield "Environment", code(json_text(report.environment.model_dump(mode="json"), indent=2))
     for manifest in report.manifests:

@@ -3,7 +3,7 @@
 `headline` says more, of the result alone; here every artifact of a report has its line, exports and peers too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,18 +33,21 @@ class _Part:
     """What it is held against; "" where it compares by itself."""
 
 
-def verdict_of(report: Report, manifest: Manifest, rows: Sequence[SummaryRow] | None = None) -> tuple[str, str]:
+def verdict_of(
+    report: Report, manifest: Manifest, summary: Callable[[Manifest], Sequence[SummaryRow]] | None = None
+) -> tuple[str, str]:
     """(one sentence, sense) of an artifact, from the same judgement as the before/after table: "3.10× faster [2.90, 3.30] (latency,
     1×128); accuracy −0.20 points [−0.40, +0.80], not distinguishable; 25.1 % of the disk." Sense: better, worse, mixed, same, failed or
-    unknown. `rows`, where the caller has them, are those of `summarize(report, manifest)`."""
-    mine = [m for m in report.measurements if m.artifact_digest == manifest.digest]
+    unknown. `summary`, where the caller keeps them, gives the rows of `summarize(report, manifest)`."""
+    digest, source = manifest.digest, report.manifests[0].digest  # each is taken over the whole manifest
+    mine = [m for m in report.measurements if m.artifact_digest == digest]
     if not mine:
         return "Not measured.", "unknown"
     if not any(m.values for m in mine):
         return f"Every measurement failed: {_first_error(m.error for m in mine)}", "failed"
-    if manifest.digest == report.manifests[0].digest:
+    if digest == source:
         return "The source.", "unknown"
-    rows = summarize(report, manifest) if rows is None else rows
+    rows = summarize(report, manifest) if summary is None else summary(manifest)
     parts = [part for part in (_speed(rows), _quality(rows), _size(rows)) if part is not None]
     failed = [row for row in rows if row.sense == "failed"]
     said = [part.words for part in parts]
@@ -52,7 +55,7 @@ def verdict_of(report: Report, manifest: Manifest, rows: Sequence[SummaryRow] | 
         said.append(f"{failed[0].label} failed" if len(failed) == 1 else f"{len(failed)} quantities failed")
     if not said:
         return "Measured, but nothing compares with the source.", "unknown"
-    sentence = "; ".join(said) + _against(names(report)[report.manifests[0].digest], parts)
+    sentence = "; ".join(said) + _against(names(report)[source], parts)
     return f"{sentence[0].upper()}{sentence[1:]}.", _sense([part.sense for part in parts], bool(failed))
 
 
